@@ -1,0 +1,99 @@
+"""Checks of what a user hands to a sampler, before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import check_count
+
+
+def model_dtype(model: Any, dtype: torch.dtype) -> torch.dtype:
+    """The dtype a network wants its input in: that of its floating parameters, else the state's."""
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return dtype
+
+
+def model_device(model: Any) -> torch.device:
+    """Where a network's parameters are; the CPU for a plain callable."""
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            return parameter.device
+    return torch.device("cpu")
+
+
+def resolve_shape(shape: int | Sequence[int], sample_shape: Sequence[int] | None) -> torch.Size:
+    """[B, ...] from a full shape, or from a batch size and the shape of one sample."""
+    if hasattr(shape, "__index__") and not isinstance(shape, bool):
+        if sample_shape is None:
+            raise ValueError(
+                f"shape must be [B, ...] because the model has no sample_shape attribute (or give Sampler(shape=...)), got {shape}"
+            )
+        shape = (int(shape), *sample_shape)  # type: ignore[call-overload]
+    if not isinstance(shape, Sequence) or len(shape) == 0:
+        raise ValueError(f"shape must be a batch size or a sequence [B, ...], got {shape!r}")
+    return torch.Size([check_count("shape", n, 0) for n in shape])
+
+
+def check_x_init(x_init: Tensor, shape: torch.Size, device: torch.device) -> None:
+    """The starting state must be a floating tensor of the run's shape on the model's device."""
+    if not isinstance(x_init, Tensor) or not x_init.is_floating_point():
+        came = x_init.dtype if isinstance(x_init, Tensor) else type(x_init).__name__
+        raise TypeError(f"x_init must be a floating-point tensor, got {came}")
+    if x_init.shape != shape:
+        raise ValueError(f"x_init must have shape {list(shape)}, got {list(x_init.shape)}")
+    if x_init.device != device:
+        raise ValueError(f"x_init must be on {device}, got {x_init.device}")
+
+
+def check_noise(noise: Callable[[int, int], Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device):  # type: ignore[no-untyped-def]
+    """Wrap a user's noise function so that what it returns is checked and cast."""
+
+    def checked(draw: int, step: int) -> Tensor:
+        z = noise(draw, step)
+        if not isinstance(z, Tensor) or z.shape != shape:
+            came = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(f"noise(draw={draw}, step={step}) must return a tensor of shape {list(shape)}, got {came}")
+        return z.to(device=device, dtype=dtype)
+
+    return checked
+
+
+def label_tensor(labels: Any, batch: int, label_dim: int | None, device: torch.device) -> Tensor:
+    """Class labels on `device`: int64 [B] from an int or integers (checked against the model's `label_dim`), or [B, L] as is."""
+    given = torch.as_tensor(labels)
+    if given.ndim == 0:
+        given = given.expand(batch)
+    if len(given) != batch:
+        raise ValueError(f"labels must hold one class per sample ({batch}), got {len(given)}")
+    if given.ndim == 1:
+        if given.is_floating_point() or given.dtype == torch.bool:
+            raise TypeError(f"labels must be integers [B] or one-hot rows [B, L], got {given.dtype}")
+        given = given.to(torch.int64)
+        if label_dim is not None and batch and (int(given.min()) < 0 or int(given.max()) >= label_dim):
+            wrong = [int(v) for v in given if not 0 <= int(v) < label_dim]
+            wanted = f"from 0 to {label_dim - 1}" if label_dim else "left out: the model has no classes"
+            raise ValueError(f"labels must be {wanted}, got {wrong[0]}")
+    elif label_dim is not None and given.shape[1] != label_dim:
+        raise ValueError(f"labels must have {label_dim} columns, got {given.shape[1]}")
+    return given.to(device)
+
+
+def clip_range(clip_denoised: bool | Sequence[float]) -> tuple[float, float] | None:
+    """(lo, hi) of `clip_denoised`: True is (-1, 1)."""
+    if isinstance(clip_denoised, bool):
+        return (-1.0, 1.0) if clip_denoised else None
+    try:
+        lo, hi = (float(bound) for bound in clip_denoised)
+    except (TypeError, ValueError):
+        raise ValueError(f"clip_denoised must be True, False or (lo, hi), got {clip_denoised!r}") from None
+    if math.isnan(lo) or math.isnan(hi) or lo >= hi:
+        raise ValueError(f"clip_denoised must be (lo, hi) with lo < hi, got {clip_denoised!r}")
+    return lo, hi

@@ -1,0 +1,120 @@
+"""Walking a plan: launches of the kernel and calls of the network in between. Nothing here reads a tensor back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .denoiser import require_variance, split_variance
+from .ops import native
+from .plan import Launch, Plan
+from .process import Level
+from .trace import Apply, Evaluate, Guide, Report
+
+
+@dataclass
+class Callbacks:
+    """What the executor needs of the outside world.
+
+    Attributes:
+        network: (x in the network's dtype, time [B]) -> output.
+        guides: guidance terms (state, level) -> gradient.
+        noise: (draw, step) -> tensor, for plans that read their noise from tensors.
+        report: (step, level, state, x_0 or None), called at the end of every step of an observed plan; step -1 is the start.
+        tick: (step), called before every network evaluation.
+    """
+
+    network: Callable[[Tensor, Tensor], Tensor]
+    guides: list[Callable[[Tensor, Level], Tensor]]
+    noise: Callable[[int, int], Tensor] | None = None
+    report: Callable[[int, Level | None, Tensor, Tensor | None], None] | None = None
+    tick: Callable[[int], None] | None = None
+
+
+class Executor:
+    """A plan with its coefficient tables on a device.
+
+    Args:
+        plan: from `compile_plan`.
+        dtype: of the state and all arithmetic.
+        network_dtype: the network's inputs are written in this dtype.
+        time_dtype: dtype of the network's time argument.
+        backend: a resolved backend name.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        dtype: torch.dtype,
+        network_dtype: torch.dtype,
+        time_dtype: torch.dtype,
+        device: torch.device,
+        backend: str,
+    ):
+        self.plan, self.dtype, self.network_dtype, self.device = plan, dtype, network_dtype, device
+        self._combine = native.operation("combine_out", backend)
+        rows = [torch.from_numpy(launch.row) for launch in plan.launches]
+        sizes = [len(row) for row in rows]
+        table = torch.cat(rows).to(dtype).to(device) if rows else torch.empty(0)
+        self._tables = [part[None] for part in table.split(sizes)]
+        events = [item.event for item in plan.items if not isinstance(item, Launch)]
+        times = [event.time for event in events if isinstance(event, Evaluate)]
+        self._times = torch.tensor(times, dtype=torch.float64).to(time_dtype).to(device)
+
+    def run(self, shape: torch.Size, seeds: Tensor | None, x_init: Tensor | None, calls: Callbacks) -> Tensor:
+        """The final state, [B, ...] in the state's dtype."""
+        slots: list[Tensor | None] = [None] * len(self.plan.names)
+        if self.plan.x_init is not None:
+            slots[self.plan.x_init] = x_init
+        times = iter(self._times[:, None].expand(-1, shape[0]).contiguous())
+        tables = iter(self._tables)
+        for i, item in enumerate(self.plan.items):
+            if isinstance(item, Launch):
+                read = item.inputs
+                self._launch(item, next(tables), slots, shape, seeds, calls)
+            else:
+                read = item.slots
+                event = item.event
+                values = [slots[s] for s in read]
+                if isinstance(event, Evaluate):
+                    if calls.tick is not None:
+                        calls.tick(event.step)
+                    output, variance = split_variance(calls.network(values[0], next(times)), shape)  # type: ignore[arg-type]
+                    slots[item.output] = self._readable(output)  # type: ignore[index]
+                    if item.variance is not None:
+                        slots[item.variance] = self._readable(require_variance(variance, output.shape))
+                elif isinstance(event, Guide):
+                    slots[item.output] = self._readable(calls.guides[event.term](values[0], event.level))  # type: ignore
+                elif isinstance(event, Apply):
+                    slots[item.output] = self._readable(event.function(values[0]))  # type: ignore
+                elif isinstance(event, Report) and calls.report is not None:
+                    calls.report(event.step, event.level, *[*values, None][:2])  # type: ignore[arg-type]
+            for slot in read:
+                if self.plan.last_use.get(slot) == i:
+                    slots[slot] = None
+        final = slots[self.plan.final]
+        assert final is not None
+        return final
+
+    def _launch(self, launch, table, slots, shape, seeds, calls):  # type: ignore[no-untyped-def]
+        inputs = [self._noise(s, calls) if s in self.plan.noise else slots[s] for s in launch.inputs]
+        out = [
+            torch.empty(shape, dtype=self.network_dtype if o.for_network else self.dtype, device=self.device)
+            for o in launch.outputs
+        ]
+        variance = None if launch.variance is None else slots[launch.variance]
+        self._combine(inputs, table, None, seeds if launch.draws else None, launch.draws, variance, launch.clip, out)
+        for output, tensor in zip(launch.outputs, out):
+            slots[output.slot] = tensor
+
+    def _noise(self, slot: int, calls: Callbacks) -> Tensor:
+        noise = self.plan.noise[slot]
+        assert calls.noise is not None
+        return calls.noise(noise.k, noise.step)
+
+    def _readable(self, tensor: Tensor) -> Tensor:
+        """A float64 output of a network beside a float32 state is rounded; everything else the kernel reads as it is."""
+        return tensor.to(self.dtype) if tensor.dtype == torch.float64 else tensor

@@ -1,0 +1,260 @@
+"""The diffusion process: alpha and sigma of x_t = alpha x_0 + sigma z, and the levels a sampler visits.
+
+Conventions. A `Level` says how much signal (alpha) and noise (sigma) a state carries and which time the model is told.
+In VE terms every process is alpha = 1: u = x / alpha with noise level sigma / alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import schedules
+from .errors import check_count, check_positive
+
+Array = NDArray[np.float64]
+
+
+class Level(NamedTuple):
+    """One noise level: x = alpha x_0 + sigma z; `time` is what the model receives (sigma for VE, a timestep for VP)."""
+
+    alpha: float
+    sigma: float
+    time: float
+
+    @property
+    def sigma_ve(self) -> float:
+        """The level's noise in VE terms, sigma / alpha."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+
+CLEAN = Level(1.0, 0.0, 0.0)
+
+
+class Levels(Sequence[Level]):
+    """The levels of one run, noisiest first, the last one usually clean: `steps` + 1 of them."""
+
+    def __init__(self, levels: Sequence[Level], at_sigma: Callable[[float], Level]):
+        self._levels = list(levels)
+        self.at_sigma = at_sigma  # the level of a noise in VE terms, for steps that leave the grid (churn)
+
+    def __getitem__(self, i):  # type: ignore[no-untyped-def]
+        return self._levels[i]
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    @property
+    def steps(self) -> int:
+        return len(self._levels) - 1
+
+    @property
+    def alphas_cumprod(self) -> Array:
+        """alpha_bar = alpha^2 of the noisy levels, cleanest first: the order of guided-diffusion's tables."""
+        return np.array([level.alpha**2 for level in self._levels[-2::-1]])
+
+    @property
+    def sigmas(self) -> Array:
+        """The noise levels in VE terms, noisiest first, trailing 0 included."""
+        return np.array([level.sigma_ve for level in self._levels])
+
+
+class Process:
+    """What a solver and the sampler need to know of a process; subclasses: VE, EDM, VP."""
+
+    integer_time = False
+    sigma_max: float
+
+    def levels(
+        self, steps: int | str | None, schedule: str | Callable[..., Array] | None = None, **options: float
+    ) -> Levels:
+        """The levels of a run of `steps` steps."""
+        raise NotImplementedError
+
+    def levels_at(self, values: Sequence[float]) -> Levels:
+        """Explicit levels, noisiest first: sigmas (VE: exactly these, usually ending in 0) or timesteps (VP: then clean)."""
+        raise NotImplementedError
+
+    def level_at_sigma(self, sigma_ve: float) -> Level:
+        """The level whose noise in VE terms is `sigma_ve` (rounded to what the process has)."""
+        raise NotImplementedError
+
+    def prior_std(self, first: Level) -> float:
+        """Standard deviation of the state a run starts from."""
+        raise NotImplementedError
+
+
+class VE(Process):
+    """Variance exploding: alpha = 1, the model is told sigma (Song et al. 2021).
+
+    Args:
+        sigma_min, sigma_max: the levels the model knows; schedules are clamped to them.
+        round_sigma: maps a level to the nearest one the model knows (EDM's `net.round_sigma`), applied to the grid and to
+            churned levels.
+    """
+
+    default_schedule = "ve"
+
+    def __init__(
+        self, sigma_min: float = 0.02, sigma_max: float = 100.0, round_sigma: Callable[[float], float] | None = None
+    ):
+        self.sigma_min = check_positive("sigma_min", sigma_min)
+        self.sigma_max = check_positive("sigma_max", sigma_max)
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min must be below sigma_max={sigma_max}, got {sigma_min}")
+        self.round_sigma = round_sigma or (lambda sigma: sigma)
+
+    def levels(self, steps=18, schedule=None, **options):  # type: ignore[no-untyped-def]
+        n = check_count("steps", steps)
+        if n == 1:
+            raise ValueError("steps must be at least 2 on a sigma schedule (one step from pure noise has no grid), got 1")
+        options.setdefault("sigma_min", self.sigma_min)
+        options.setdefault("sigma_max", self.sigma_max)
+        grid = named_schedule(schedule or self.default_schedule)(n, **options)
+        return self._levels(grid)
+
+    def levels_at(self, values):  # type: ignore[no-untyped-def]
+        sigmas = np.asarray(values, dtype=np.float64)
+        if sigmas.ndim != 1 or not np.isfinite(sigmas).all() or (sigmas < 0).any():
+            raise ValueError(f"sigmas must be a list of finite, non-negative numbers, got {values!r}")
+        if len(sigmas) < 2 or (np.diff(sigmas) >= 0).any():
+            raise ValueError(f"sigmas must be two or more strictly decreasing levels, got {values!r}")
+        return self._levels(sigmas)
+
+    def _levels(self, sigmas: Array) -> Levels:
+        return Levels([self.level_at_sigma(float(s)) if s > 0 else CLEAN for s in sigmas], self.level_at_sigma)
+
+    def level_at_sigma(self, sigma_ve: float) -> Level:
+        sigma = float(self.round_sigma(sigma_ve))
+        return Level(1.0, sigma, sigma)
+
+    def prior_std(self, first: Level) -> float:
+        return first.sigma
+
+
+class EDM(VE):
+    """The process of Karras et al. 2022: VE with sigma from 0.002 to 80 and the rho = 7 schedule."""
+
+    default_schedule = "karras"
+
+    def __init__(
+        self, sigma_min: float = 0.002, sigma_max: float = 80.0, round_sigma: Callable[[float], float] | None = None
+    ):
+        super().__init__(sigma_min, sigma_max, round_sigma)
+
+
+class VP(Process):
+    """Variance preserving in discrete time (Ho et al. 2020): alpha^2 = alpha_bar, sigma^2 = 1 - alpha_bar.
+
+    Args:
+        betas: [T], in (0, 1].
+        rescale_timesteps: tell the model t * 1000 / T as a float instead of the integer step t.
+    """
+
+    def __init__(self, betas: Sequence[float] | Array, rescale_timesteps: bool = False):
+        self.betas = np.asarray(betas, dtype=np.float64)
+        if self.betas.ndim != 1 or not ((self.betas > 0) & (self.betas <= 1)).all():
+            raise ValueError(f"betas must be a 1-D list of numbers in (0, 1], got {betas!r}")
+        self.alphas_cumprod: Array = np.cumprod(1.0 - self.betas)
+        self.rescale_timesteps = rescale_timesteps
+        self.integer_time = not rescale_timesteps
+
+    @classmethod
+    def linear(cls, T: int = 1000, **options: bool) -> VP:
+        """DDPM's linear betas, scaled by 1000 / T."""
+        return cls(schedules.linear_betas(T), **options)
+
+    @classmethod
+    def cosine(cls, T: int = 1000, **options: bool) -> VP:
+        """iDDPM's cosine schedule."""
+        return cls(schedules.cosine_betas(T), **options)
+
+    @property
+    def T(self) -> int:
+        return len(self.betas)
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        return self.level(self.T - 1).sigma_ve
+
+    def level(self, t: int) -> Level:
+        """The level of original step t."""
+        abar = float(self.alphas_cumprod[t])
+        return Level(math.sqrt(abar), math.sqrt(1.0 - abar), t * 1000.0 / self.T if self.rescale_timesteps else float(t))
+
+    def levels(self, steps=None, schedule=None, **options):  # type: ignore[no-untyped-def]
+        """Respaced as guided-diffusion does: an int, "10,5,5" or "ddim50"; None keeps all T steps."""
+        if schedule is not None or options:
+            raise ValueError(f"schedule must be left out for a VP process (steps= is its respacing), got {schedule!r}")
+        kept = schedules.space_timesteps(self.T, "" if steps is None else steps)
+        return Levels([*(self.level(t) for t in reversed(kept)), CLEAN], self.level_at_sigma)
+
+    def levels_at(self, values):  # type: ignore[no-untyped-def]
+        steps = [check_count("timesteps", v, 0) for v in values]
+        if not steps or max(steps) >= self.T or any(b >= a for a, b in zip(steps, steps[1:])):
+            raise ValueError(f"timesteps must be strictly decreasing integers below {self.T}, got {list(values)!r}")
+        return Levels([*(self.level(t) for t in steps), CLEAN], self.level_at_sigma)
+
+    def level_at_sigma(self, sigma_ve: float) -> Level:
+        table = np.sqrt(1.0 / self.alphas_cumprod - 1.0)
+        return self.level(int(np.abs(table - sigma_ve).argmin()))
+
+    def prior_std(self, first: Level) -> float:
+        return 1.0
+
+
+def named_schedule(schedule: str | Callable[..., Array]) -> Callable[..., Array]:
+    """A sigma schedule by name ("karras", "exponential", "polyexponential", "vp", "ve", "iddpm") or any callable."""
+    known = {
+        "karras": schedules.karras,
+        "exponential": schedules.exponential,
+        "polyexponential": schedules.polyexponential,
+        "vp": schedules.vp_limits,
+        "ve": schedules.ve,
+        "iddpm": schedules.iddpm,
+    }
+    if callable(schedule):
+        return schedule
+    if schedule not in known:
+        raise ValueError(f"schedule must be one of {', '.join(known)} or a callable, got {schedule!r}")
+    return known[schedule]
+
+
+def get_process(process: str | Process) -> Process:
+    """A process by name ("edm", "ve", "vp" = linear betas, "vp_cosine") or as it is."""
+    known: dict[str, Callable[[], Process]] = {"edm": EDM, "ve": VE, "vp": VP.linear, "vp_cosine": VP.cosine}
+    if isinstance(process, Process):
+        return process
+    if process not in known:
+        raise ValueError(f"process must be a fastdiff.Process or one of {', '.join(known)}, got {process!r}")
+    return known[process]()
+
+
+class GaussianTables:
+    """The posterior q(x_(i-1) | x_i, x_0) of a discrete chain, by guided-diffusion's names; index 0 is the cleanest step.
+
+    Ho et al. 2020, Eqs. 6-7. `posterior_log_variance_clipped` takes entry 1 at index 0, where the variance is 0.
+
+    Args:
+        alphas_cumprod: [T'] decreasing, T' >= 1.
+    """
+
+    def __init__(self, alphas_cumprod: Sequence[float] | Array):
+        abar = self.alphas_cumprod = np.asarray(alphas_cumprod, dtype=np.float64)
+        prev = self.alphas_cumprod_prev = np.append(1.0, abar[:-1])
+        self.alphas_cumprod_next = np.append(abar[1:], 0.0)
+        beta = self.betas = 1.0 - abar / prev
+        self.sqrt_alphas_cumprod = np.sqrt(abar)
+        self.sqrt_one_minus_alphas_cumprod = np.sqrt(1.0 - abar)
+        self.log_one_minus_alphas_cumprod = np.log(1.0 - abar)
+        self.sqrt_recip_alphas_cumprod = np.sqrt(1.0 / abar)
+        self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / abar - 1.0)
+        self.posterior_variance = beta * (1.0 - prev) / (1.0 - abar)
+        second = self.posterior_variance[1:2] if len(abar) > 1 else beta[:1]
+        self.posterior_log_variance_clipped = np.log(np.append(second, self.posterior_variance[1:]))
+        self.posterior_mean_coef1 = beta * np.sqrt(prev) / (1.0 - abar)
+        self.posterior_mean_coef2 = (1.0 - prev) * np.sqrt(1.0 - beta) / (1.0 - abar)

@@ -1,0 +1,34 @@
+"""Seeds: one per sample, and the same noise for a seed in any batch, order, shard or backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def seed_tensor(seeds: None | int | Sequence[int] | Tensor, batch: int, device: torch.device | str) -> Tensor:
+    """Per-sample seeds as int64 [batch] on `device`.
+
+    Args:
+        seeds: one integer per sample (duplicates give equal samples; unsigned 64-bit values are fine); an int s for
+            s, s+1, ..., s+batch-1; None for fresh ones from PyTorch's default generator.
+
+    Raises:
+        ValueError: another number of seeds than samples, or a seed that is not a 64-bit integer.
+    """
+    if seeds is None:
+        return torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64).to(device)
+    values: Any = range(seeds, seeds + batch) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    values = values.tolist() if hasattr(values, "tolist") else list(values) if hasattr(values, "__iter__") else values
+    if not isinstance(values, list):
+        raise ValueError(f"seeds must be an integer or one integer per sample, got {seeds!r}")
+    if len(values) != batch:
+        raise ValueError(f"seeds must hold one integer per sample ({batch}), got {len(values)}")
+    for seed in values:
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or not -(2**63) <= int(seed) < 2**64:
+            raise ValueError(f"seeds must be 64-bit integers, got {seed!r}")
+    wrapped = [int(s) - 2**64 if int(s) >= 2**63 else int(s) for s in values]
+    return torch.tensor(wrapped, dtype=torch.int64).to(device)

@@ -1,0 +1,185 @@
+"""Which noise levels to visit, and the discrete processes' betas. Everything is float64 NumPy on the host.
+
+Sigma grids return `n` levels, noisiest first, followed by 0. Their names are k-diffusion's and EDM's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import check_count, check_positive
+
+Array = NDArray[np.float64]
+
+
+def _ramp(n: int) -> Array:
+    return np.arange(n) / (n - 1) if n > 1 else np.zeros(1)
+
+
+def _limits(n: int, sigma_min: float, sigma_max: float) -> None:
+    check_count("n", n)
+    check_positive("sigma_min", sigma_min)
+    check_positive("sigma_max", sigma_max)
+    if sigma_min > sigma_max:
+        raise ValueError(f"sigma_min must not exceed sigma_max={sigma_max}, got {sigma_min}")
+
+
+def _terminated(sigmas: Array) -> Array:
+    return np.append(sigmas, 0.0)
+
+
+def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Array:
+    """Karras et al. 2022, Eq. 5: (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, then 0.
+
+    `n` = 1 gives [sigma_max, 0] (the formula itself is 0/0 there).
+    """
+    _limits(n, sigma_min, sigma_max)
+    check_positive("rho", rho)
+    hi, lo = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return _terminated((hi + _ramp(n) * (lo - hi)) ** rho)
+
+
+def exponential(n: int, sigma_min: float, sigma_max: float) -> Array:
+    """Levels spaced evenly in log sigma (k-diffusion's get_sigmas_exponential)."""
+    return polyexponential(n, sigma_min, sigma_max, 1.0)
+
+
+def polyexponential(n: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Array:
+    """log sigma = log sigma_min + ramp^rho (log sigma_max - log sigma_min), ramp from 1 to 0 (k-diffusion)."""
+    _limits(n, sigma_min, sigma_max)
+    check_positive("rho", rho)
+    lo, hi = math.log(sigma_min), math.log(sigma_max)
+    return _terminated(np.exp(lo + (1 - _ramp(n)) ** rho * (hi - lo)))
+
+
+def sigma_vp(t: Array | float, beta_d: float = 19.9, beta_min: float = 0.1) -> Array:
+    """The VE noise level of the VP SDE at time t: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) (Karras et al., Table 1)."""
+    return np.sqrt(np.expm1(0.5 * beta_d * np.square(t) + beta_min * np.asarray(t, dtype=np.float64)))
+
+
+def vp(n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: float = 1e-3) -> Array:
+    """The VP SDE's levels at times evenly spaced from 1 to eps_s (k-diffusion's get_sigmas_vp)."""
+    check_count("n", n)
+    check_positive("eps_s", eps_s)
+    return _terminated(sigma_vp(1 + _ramp(n) * (eps_s - 1), beta_d, beta_min))
+
+
+def vp_limits(n: int, sigma_min: float, sigma_max: float, eps_s: float = 1e-3) -> Array:
+    """As `vp`, with beta_d and beta_min solved so that the grid ends exactly at the limits (EDM's ablation sampler)."""
+    _limits(n, sigma_min, sigma_max)
+    beta_d = 2 * (math.log1p(sigma_min**2) / eps_s - math.log1p(sigma_max**2)) / (eps_s - 1)
+    return vp(n, beta_d, math.log1p(sigma_max**2) - 0.5 * beta_d, eps_s)
+
+
+def ve(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Array:
+    """The VE SDE's geometric levels: sigma_i^2 = sigma_max^2 (sigma_min^2 / sigma_max^2)^(i/(n-1)) (Karras et al., Table 1)."""
+    _limits(n, sigma_min, sigma_max)
+    return _terminated(np.sqrt(sigma_max**2 * (sigma_min**2 / sigma_max**2) ** _ramp(n)))
+
+
+def iddpm(
+    n: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 81.0,
+    M: int = 1000,
+    C_1: float = 0.001,
+    C_2: float = 0.008,
+    float32_table: bool = False,
+) -> Array:
+    """iDDPM's levels u_M = 0, u_(j-1) = sqrt((u_j^2 + 1) / max(abar(j-1)/abar(j), C_1) - 1) (Karras et al., Table 1).
+
+    Of the levels inside the limits, `n` are taken at evenly spaced, rounded indices. `float32_table=True` evaluates the
+    cosine table abar in float32, as EDM's published code does (a relative change of about 1e-6).
+    """
+    _limits(n, sigma_min, sigma_max)
+    j = np.arange(M + 1, dtype=np.float32 if float32_table else np.float64)
+    abar = np.sin(j.dtype.type(0.5 * math.pi) * j / j.dtype.type(M) / j.dtype.type(C_2 + 1)) ** 2
+    u = np.zeros(M + 1)
+    for i in range(M, 0, -1):
+        u[i - 1] = math.sqrt((u[i] ** 2 + 1) / max(float(abar[i - 1] / abar[i]), C_1) - 1)
+    kept = u[(u >= sigma_min) & (u <= sigma_max)]
+    return _terminated(kept[np.round((len(kept) - 1) * _ramp(n)).astype(int)])
+
+
+# --- discrete processes ----------------------------------------------------------------------------------------------
+
+
+def linear_betas(T: int = 1000) -> Array:
+    """guided-diffusion's linear schedule: 0.1/T to 20/T, which is DDPM's 1e-4 to 0.02 at T = 1000."""
+    check_count("T", T)
+    return np.linspace(0.1 / T, 20 / T, T)
+
+
+def cosine_betas(T: int = 1000) -> Array:
+    """Nichol & Dhariwal 2021, Eq. 17: beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999), f(u) = cos^2((u + .008)/1.008 pi/2)."""
+    check_count("T", T)
+    f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.minimum(1 - f[1:] / f[:-1], 0.999)
+
+
+def betas(name: str, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Array:
+    """The beta schedules of the DDPM and DDIM repositories: linear, quad, const, jsd, sigmoid, warmup10, warmup50."""
+    check_count("T", T)
+    if name == "linear":
+        return np.linspace(beta_start, beta_end, T)
+    if name == "quad":
+        return np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2
+    if name == "const":
+        return np.full(T, float(beta_end))
+    if name == "jsd":
+        return 1.0 / np.linspace(T, 1, T)
+    if name == "sigmoid":
+        return (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, T))) + beta_start
+    if name in ("warmup10", "warmup50"):
+        warm = int(T * int(name[6:]) / 100)
+        return np.append(np.linspace(beta_start, beta_end, warm), np.full(T - warm, float(beta_end)))
+    known = "linear, quad, const, jsd, sigmoid, warmup10, warmup50"
+    raise ValueError(f"name must be one of {known}, got {name!r}")
+
+
+def space_timesteps(T: int, sections: str | int | Sequence[int]) -> list[int]:
+    """Which of `T` original steps a respaced process keeps, ascending: exactly guided-diffusion's rule.
+
+    "a,b,c" (or a list) splits the process into equal sections with that many steps each, both ends of a section kept;
+    "ddimN" keeps 0, s, 2s, ... with the smallest integer stride s that gives N steps; "" keeps all.
+
+    Raises:
+        ValueError: no integer stride gives N steps, or a section is shorter than its count.
+    """
+    check_count("T", T)
+    if isinstance(sections, str) and sections.startswith("ddim"):
+        wanted = _parse_counts(sections[4:], sections)[0]
+        for stride in range(1, T):
+            if len(range(0, T, stride)) == wanted:
+                return list(range(0, T, stride))
+        raise ValueError(f"steps={sections!r}: no integer stride through {T} steps gives exactly {wanted}")
+    if sections == "":
+        sections = [T]
+    counts = _parse_counts(sections, sections) if isinstance(sections, str) else sections
+    counts = [counts] if isinstance(counts, int) else list(counts)
+    for count in counts:
+        check_count("steps", count)
+    kept: set[int] = set()
+    start, (size_all, longer) = 0, divmod(T, len(counts))
+    for section, count in enumerate(counts):
+        size = size_all + (section < longer)
+        if count > size:
+            raise ValueError(f"steps={sections!r}: cannot take {count} steps from a section of {size} (of {T})")
+        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            kept.add(start + round(position))
+            position += stride
+        start += size
+    return sorted(kept)
+
+
+def _parse_counts(text: str, whole: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f'steps must look like "100", "10,5,5" or "ddim50", got {whole!r}') from None

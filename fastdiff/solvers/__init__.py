@@ -1,0 +1,50 @@
+"""Solvers: one generator each, in the paper's symbols, running on tensors or on symbols.
+
+    def solver(denoise, x, levels, noise, *, option=...):
+        for level, following in zip(levels, levels[1:]):
+            x0 = denoise(x, level)             # one network evaluation
+            x = ...                            # + - * / with numbers, and noise()
+            yield x                            # the end of a step
+
+Any callable of this form can be passed as `Sampler(solver=...)`; it is traced and fused like the ones here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from numbers import Real
+from typing import Any
+
+from .ddim import ddim, ddim_inversion
+from .ddpm import ddpm
+from .euler import euler
+from .heun import heun
+
+Solver = Callable[..., Iterator[Any]]
+
+SOLVERS: dict[str, Solver] = {"ddpm": ddpm, "ddim": ddim, "ddim_inversion": ddim_inversion, "euler": euler, "heun": heun}
+
+
+def get_solver(solver: str | Solver) -> Solver:
+    """A solver by name, or any generator function of the form above."""
+    if callable(solver):
+        return solver
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)} or a generator function, got {solver!r}")
+    return SOLVERS[solver]
+
+
+def check_options(solver: Solver, options: dict[str, Any]) -> None:
+    """Refuse an option the solver does not have, and a negative or NaN number."""
+    known = [p.name for p in inspect.signature(solver).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no options"
+            raise TypeError(f"solver {getattr(solver, '__name__', solver)!r} {takes}, got {name!r}")
+        value = options[name]
+        if isinstance(value, Real) and not value >= 0:  # NaN included
+            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+
+
+__all__ = ["SOLVERS", "check_options", "ddim", "ddim_inversion", "ddpm", "euler", "get_solver", "heun"]

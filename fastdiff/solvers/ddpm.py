@@ -1,0 +1,54 @@
+"""Ancestral sampling of a discrete chain: DDPM with fixed or learned variances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..denoiser import Denoiser, State
+from ..errors import check_choice
+from ..prediction import PreviousX
+from ..process import GaussianTables, Levels
+
+VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
+
+
+def log_variance(tables: GaussianTables, variance: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(a, b), each [T'], with log variance = a v + b for the network's variance half v (a = 0: fixed).
+
+    fixed_small is the posterior variance, fixed_large is beta (Ho et al. 2020, Sec. 3.2); learned is v itself and
+    learned_range interpolates between the two in log space (Nichol & Dhariwal 2021, Eq. 15, v from -1 to 1).
+    """
+    check_choice("variance", variance, VARIANCES)
+    small, zero = tables.posterior_log_variance_clipped, np.zeros(len(tables.betas))
+    if variance == "fixed_small":
+        return zero, small
+    if variance == "fixed_large":
+        return zero, np.log(np.append(math.exp(small[0]), tables.betas[1:]))
+    if variance == "learned":
+        return zero + 1.0, zero
+    large = np.log(tables.betas)
+    return (large - small) / 2, (large + small) / 2
+
+
+def ddpm(
+    denoise: Denoiser, x: State, levels: Levels, noise: Callable[[], State], *, variance: str = "fixed_small"
+) -> Iterator[State]:
+    """Ho et al. 2020, Algorithm 2: x_(i-1) = c1 x_0 + c2 x_i + std z, with c1, c2 of Eq. 7; no noise in the last step."""
+    q = GaussianTables(levels.alphas_cumprod)
+    a, b = log_variance(q, variance)
+    for i in reversed(range(levels.steps)):
+        evaluation = denoise.evaluate(x, levels[levels.steps - 1 - i])
+        mean = q.posterior_mean_coef1[i] * evaluation.x0 + q.posterior_mean_coef2[i] * x
+        if isinstance(denoise.prediction, PreviousX):
+            mean = evaluation.output
+        if i == 0:
+            x = mean
+        elif variance.startswith("learned"):
+            x = mean + denoise.learned_noise(evaluation, a[i] / 2, b[i] / 2)
+        else:
+            x = mean + math.exp(b[i] / 2) * noise()
+        yield x
