@@ -1,0 +1,54 @@
+"""Argument types that several commands share."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+__all__ = ["SEEDS", "flag", "parse_seeds"]
+
+_MOST_SEEDS = 1_000_000
+
+
+def parse_seeds(text: str) -> list[int]:
+    """EDM's seed lists: `"0-63"`, `"5"`, `"1,5,7-9"`, kept in the order given.
+
+    Raises:
+        ValueError: anything else, a range that runs backwards, a seed of 2^63 or more, or over a million
+            seeds.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part, re.ASCII)
+        if not match:
+            raise ValueError(f"expected numbers and ranges such as 0-63 or 1,5,7-9, got {text!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"the range {part.strip()} runs backwards")
+        if last >= 2**63:
+            raise ValueError(f"seeds must be below 2^63, got {last}")
+        if len(seeds) + last - first >= _MOST_SEEDS:
+            raise ValueError(f"at most {_MOST_SEEDS:,} seeds in one run, got more")
+        seeds.extend(range(first, last + 1))
+    return seeds
+
+
+class _Seeds(click.ParamType):
+    name = "seeds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            return parse_seeds(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+SEEDS = _Seeds()
+
+
+def flag(name: str, **options: Any) -> Any:
+    """A click option in both spellings: `--S_churn`, as EDM writes it, and `--S-churn`."""
+    parameter = name.replace("-", "_")
+    return click.option(f"--{name.replace('_', '-')}", f"--{parameter}", parameter, **options)

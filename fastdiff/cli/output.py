@@ -1,0 +1,115 @@
+"""What commands leave behind: a folder checked before the work, files that appear whole, pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..files import atomic_path
+from . import CliError
+
+__all__ = ["OutputFolder", "grid", "npz_bytes", "png_bytes"]
+
+Pictures = NDArray[np.uint8]
+
+
+class OutputFolder:
+    """A folder for results, as a context manager.
+
+    Entering creates the folder and tries whether files can be written to it. If the body fails, folders that
+    were created are removed again; files are only ever written whole, by `write`.
+
+    Args:
+        path: the folder.
+        files: names that `write` will be given; a folder in the place of one is refused on entering.
+
+    Raises:
+        CliError: on entering, when the folder cannot be made or written to; the message names it.
+    """
+
+    def __init__(self, path: str | Path, files: tuple[str, ...]) -> None:
+        self.path = Path(path)
+        self.files = files
+        self._made: list[Path] = []
+
+    def __enter__(self) -> OutputFolder:
+        try:
+            missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            for folder in reversed(missing):
+                folder.mkdir()
+                self._made.append(folder)
+            with tempfile.TemporaryFile(dir=self.path) as probe:
+                probe.write(b"x")
+            for name in self.files:
+                if (self.path / name).is_dir():
+                    raise IsADirectoryError(None, f"{name} is a folder")
+        except OSError as error:
+            self._remove_made()
+            raise CliError(f"--outdir: cannot write to {self.path}: {error.strerror or error}") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._remove_made()
+
+    def write(self, contents: dict[str, bytes]) -> None:
+        """Writes the files: all to temporary names first, then moved into place."""
+        with ExitStack() as moves:
+            for name, content in contents.items():
+                moves.enter_context(atomic_path(self.path / name)).write_bytes(content)
+
+    def _remove_made(self) -> None:
+        """Removes the folders that this object created, unless someone else has put something there."""
+        for folder in reversed(self._made):
+            try:
+                os.rmdir(folder)
+            except OSError:
+                return
+
+
+def grid(images: Pictures, most: int = 400) -> Pictures:
+    """Tiles images into one picture, as square as possible, small ones enlarged to about 64 pixels.
+
+    Args:
+        images: uint8 [N, H, W, C], N at least 1.
+        most: only this many are shown.
+
+    Returns:
+        uint8 [rows * H', columns * W', C].
+    """
+    shown = images[:most]
+    columns = math.ceil(math.sqrt(len(shown)))
+    rows = math.ceil(len(shown) / columns)
+    _, height, width, channels = shown.shape
+    tiles = np.zeros((rows * columns, height, width, channels), np.uint8)
+    tiles[: len(shown)] = shown
+    sheet = tiles.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    scale = max(1, 64 // height)
+    return sheet.reshape(rows * height, columns * width, channels).repeat(scale, 0).repeat(scale, 1)
+
+
+def png_bytes(picture: Pictures) -> bytes:
+    """A uint8 [H, W, 1 or 3] picture as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def npz_bytes(arrays: dict[str, NDArray[Any]], provenance: dict[str, Any]) -> bytes:
+    """Arrays and, as the string `config`, the JSON of `provenance`, as an .npz file that needs no pickle."""
+    buffer = io.BytesIO()
+    np.savez(buffer, config=np.array(json.dumps(provenance)), **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

@@ -1,0 +1,169 @@
+"""Model files: safetensors weights with a JSON description, written atomically and checked when read.
+
+Nothing is unpickled. The description holds the architecture, its constructor arguments, how the output is to
+be read (`prediction`, `sigma_data`), the training's provenance and a digest of the weights, so that a damaged
+file is refused instead of drawing noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from ..files import atomic_path
+from .unet import UNet
+
+__all__ = ["ModelFileError", "check_tensors", "load", "load_tensors", "read_metadata", "save", "save_tensors"]
+
+_ARCHITECTURES: dict[str, type[nn.Module]] = {"UNet": UNet}
+_SHIPPED = {"digits": "digits.safetensors"}
+_KEY = "fastdiff"
+
+
+class ModelFileError(ValueError):
+    """A model file that is missing, damaged or not one of fastdiff's; the message names the file."""
+
+
+def save(path: str | Path, model: UNet, metadata: dict[str, Any]) -> None:
+    """Writes `model` to `path`: appears whole or not at all.
+
+    Args:
+        path: file to write, by habit `*.safetensors`; its folder exists.
+        model: the network; its parameters and buffers are stored in their own dtypes.
+        metadata: JSON-serialisable description: `prediction` ("edm") and `sigma_data` say how the output is
+            to be read, `training` is the provenance; the architecture and its configuration are added here.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    description = {**metadata, "architecture": type(model).__name__, "config": model.config}
+    save_tensors(path, model.state_dict(), description)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> UNet:
+    """Reads a model file, or a shipped model by its name.
+
+    Args:
+        path: a file written by `save`, or `"digits"` (the class-conditional 16x16 digits of this package).
+        device: where the parameters go.
+
+    Returns:
+        The network in evaluation mode, gradients off, with the file's description as `.metadata`.
+
+    Raises:
+        ModelFileError: no such file, truncated or damaged, another architecture, missing, unexpected or
+            misshapen tensors, non-finite weights.
+    """
+    file = _resolve(path)
+    tensors, metadata = load_tensors(file)
+    name, config = metadata.get("architecture"), metadata.get("config")
+    if name not in _ARCHITECTURES or not isinstance(config, dict):
+        raise ModelFileError(f"{file}: unknown architecture {name!r}; known: {', '.join(_ARCHITECTURES)}")
+    try:
+        model = _ARCHITECTURES[name](**config)
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"{file}: the configuration does not build a {name}: {error}") from None
+    check_tensors(file, tensors, model.state_dict())
+    model.load_state_dict(tensors, assign=True)
+    assert isinstance(model, UNet)
+    model.metadata = metadata
+    return model.to(device).eval().requires_grad_(False)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The description inside a model file (or a shipped model's), without reading its weights.
+
+    Raises:
+        ModelFileError: no such file, or not a file of fastdiff's.
+    """
+    file = _resolve(path)
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return _description(file, handle.metadata())
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{file}: not a readable safetensors file ({error})") from None
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Writes named tensors and a JSON `description`, with a digest of the tensors, atomically."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({**description, "format": 1, "digest": _digest(stored)})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(serialise(stored, metadata={_KEY: text}))
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `save_tensors` wrote: (tensors, description).
+
+    Raises:
+        ModelFileError: the file is missing, truncated, altered, or not one of fastdiff's.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ModelFileError(f"{file}: no such file")
+    try:
+        with safe_open(file, framework="pt") as handle:
+            description = _description(file, handle.metadata())
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{file}: not a readable safetensors file ({error})") from None
+    if _digest(tensors) != description.get("digest"):
+        raise ModelFileError(f"{file}: the weights are damaged (their digest differs from the stored one)")
+    return tensors, description
+
+
+def check_tensors(file: str | Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Refuses `tensors` unless they have exactly the names and shapes of `expected` and are finite.
+
+    Raises:
+        ModelFileError: naming the file and the first offending tensor.
+    """
+    missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    for names, what in ((missing, "missing"), (unexpected, "unexpected")):
+        if names:
+            raise ModelFileError(f"{file}: {what} tensor {min(names)!r} ({len(names)} in all)")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            wanted, got = list(expected[name].shape), list(tensor.shape)
+            raise ModelFileError(f"{file}: tensor {name!r} must have shape {wanted}, got {got}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ModelFileError(f"{file}: tensor {name!r} holds NaN or infinite values")
+
+
+def _resolve(path: str | Path) -> Path:
+    """The file of a shipped model's name, or `path` itself."""
+    if str(path) in _SHIPPED:
+        return Path(str(resources.files("fastdiff.assets").joinpath(_SHIPPED[str(path)])))
+    file = Path(path)
+    if not file.is_file():
+        raise ModelFileError(f"{file}: no such file, and not a shipped model ({', '.join(_SHIPPED)})")
+    return file
+
+
+def _description(file: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+    """The JSON description of a safetensors header."""
+    try:
+        description = json.loads((metadata or {})[_KEY])
+    except (KeyError, json.JSONDecodeError):
+        description = None
+    if not isinstance(description, dict):
+        raise ModelFileError(f"{file}: a safetensors file, but not one written by fastdiff")
+    return description
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

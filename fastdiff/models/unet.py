@@ -1,0 +1,255 @@
+"""A small class-conditional U-Net: the raw network ``F(x, c_noise, labels)`` of EDM's preconditioning.
+
+It is built for images of 8 to 64 pixels on one CPU core: an optional pixel-unshuffle makes the trunk small,
+residual blocks are modulated by the noise level (adaptive group normalisation, Dhariwal & Nichol 2021,
+section 3), and self-attention runs where the picture is smallest. The default configuration is the one of the
+shipped digits model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["UNet"]
+
+_GROUPS = 8
+_NOISE_SCALE = 250.0  # c_noise = ln(sigma)/4 spans a few units; the sinusoids want radians in the hundreds
+
+
+def _zero(module: nn.Module) -> nn.Module:
+    """Sets every parameter of `module` to zero, so that its branch adds nothing at the start."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _sinusoids(phase: Tensor, channels: int) -> Tensor:
+    """[B] -> [B, channels]: cosines and sines of `phase` at frequencies from 1 down to 1e-4."""
+    half = channels // 2
+    steps = torch.arange(half, device=phase.device, dtype=phase.dtype)
+    angles = phase[:, None] * torch.exp(steps * (-math.log(1e4) / half))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _stages(stages: nn.ModuleList) -> list[nn.ModuleList]:
+    """The levels of an encoder or decoder, as what they are."""
+    return cast("list[nn.ModuleList]", list(stages))
+
+
+class _Attention(nn.Module):
+    """Multi-head self-attention over the pixels, added to its input; starts as the identity."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(_GROUPS, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        query, key, value = qkv.transpose(-1, -2).unbind(1)
+        y = F.scaled_dot_product_attention(query, key, value)
+        return x + self.out(y.transpose(-1, -2).reshape(batch, channels, height, width))
+
+
+class _Block(nn.Module):
+    """Residual block: GN, SiLU, conv, modulated GN, SiLU, dropout, conv (zero at the start)."""
+
+    def __init__(self, fan_in: int, fan_out: int, embedding: int, dropout: float, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(_GROUPS, fan_in)
+        self.conv1 = nn.Conv2d(fan_in, fan_out, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * fan_out)
+        self.norm2 = nn.GroupNorm(_GROUPS, fan_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _zero(nn.Conv2d(fan_out, fan_out, 3, padding=1))
+        self.skip = nn.Identity() if fan_in == fan_out else nn.Conv2d(fan_in, fan_out, 1)
+        self.attention = _Attention(fan_out, heads) if heads else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        y = self.norm2(y) * (1 + scale) + shift
+        y = self.conv2(self.dropout(F.silu(y)))
+        return self.attention(self.skip(x) + y)
+
+
+class UNet(nn.Module):
+    """The raw network `F(x, c_noise, labels=None)`; wrap it in EDM's preconditioning to denoise.
+
+    Args:
+        image_size: height and width of the square image; a multiple of `patch * 2 ** (len(mults) - 1)`.
+        channels: image channels, at least 1.
+        width: channels of the first level; every `width * mult` is a multiple of 8 (the group count) and of
+            `heads`.
+        mults: channel multiplier of each level; each level after the first halves the resolution.
+        blocks: residual blocks per level, each way.
+        attention: levels (0 = the largest) whose blocks, and the middle block for the last level, end in
+            attention.
+        heads: attention heads.
+        embedding: channels of the noise and class embedding.
+        label_dim: number of classes, or 0 for an unconditional network.
+        dropout: dropout probability inside the residual blocks, in [0, 1).
+        patch: pixel-unshuffle factor at the input, undone at the output.
+
+    Attributes:
+        label_dim: number of classes (0: the network takes no labels).
+        sample_shape: `(channels, image_size, image_size)` of one sample.
+        config: the constructor's arguments, JSON-serialisable; `UNet(**config)` builds the same network.
+        metadata: what `fastdiff.models.load` read beside the weights; empty for a fresh network.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 16,
+        channels: int = 1,
+        width: int = 32,
+        mults: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (1,),
+        heads: int = 2,
+        embedding: int = 128,
+        label_dim: int = 0,
+        dropout: float = 0.0,
+        patch: int = 2,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "image_size": image_size, "channels": channels, "width": width, "mults": list(mults), "blocks":
+            blocks, "attention": list(attention), "heads": heads, "embedding": embedding, "label_dim":
+            label_dim, "dropout": dropout, "patch": patch,
+        }  # fmt: skip
+        _check(**self.config)
+        self.metadata: dict[str, Any] = {}
+        self.label_dim = label_dim
+        self.sample_shape = (channels, image_size, image_size)
+        self.patch = patch
+        self.noise_channels = 2 * width
+
+        self.noise_embedding = nn.Sequential(
+            nn.Linear(self.noise_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        # The last row is the class of samples without a label (classifier-free training and sampling).
+        self.label_embedding = nn.Embedding(label_dim + 1, embedding) if label_dim else None
+
+        def block(fan_in: int, level: int) -> _Block:
+            own_heads = heads if level in attention else 0
+            return _Block(fan_in, width * mults[level], embedding, dropout, own_heads)
+
+        last = len(mults) - 1
+        self.stem = nn.Conv2d(channels * patch**2, width, 3, padding=1)
+        self.encoder = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        fan, skips = width, []
+        for level in range(last + 1):
+            stage = nn.ModuleList()
+            for _ in range(blocks):
+                stage.append(block(fan, level))
+                fan = width * mults[level]
+                skips.append(fan)
+            self.encoder.append(stage)
+        self.middle = block(fan, last)
+        for level in reversed(range(last + 1)):
+            stage = nn.ModuleList()
+            for _ in range(blocks):
+                stage.append(block(fan + skips.pop(), level))
+                fan = width * mults[level]
+            self.decoder.append(stage)
+        self.norm = nn.GroupNorm(_GROUPS, fan)
+        self.out = _zero(nn.Conv2d(fan, channels * patch**2, 3, padding=1))
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """One evaluation.
+
+        Args:
+            x: [B, C, H, W] scaled noisy images, of the parameters' dtype (any dtype under autocast).
+            c_noise: [B] (or a scalar tensor) noise conditioning, EDM's `ln(sigma) / 4`.
+            labels: int64 [B] class indices in [0, label_dim), -1 for "no class"; None is -1 for every sample.
+                Values are not checked here: that would read the tensor back from its device.
+
+        Returns:
+            [B, C, H, W] raw output.
+
+        Raises:
+            ValueError: `x` or `labels` has another shape or dtype, or labels were given to an unconditional
+                network.
+        """
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.sample_shape:
+            raise ValueError(
+                f"UNet: x must be [B, {', '.join(map(str, self.sample_shape))}], got {list(x.shape)}"
+            )
+        phase = c_noise.to(torch.promote_types(c_noise.dtype, torch.float32)) * _NOISE_SCALE
+        waves = _sinusoids(phase.expand(x.shape[0]), self.noise_channels)
+        embedding = self.noise_embedding(waves.to(x.dtype))
+        if self.label_embedding is not None:
+            embedding = embedding + self.label_embedding(self._classes(labels, x))
+        elif labels is not None:
+            raise ValueError("UNet: labels were given but the network is unconditional (label_dim = 0)")
+        embedding = F.silu(embedding)
+
+        x = self.stem(F.pixel_unshuffle(x, self.patch))
+        skips = []
+        for level, stage in enumerate(_stages(self.encoder)):
+            if level:
+                x = F.avg_pool2d(x, 2)
+            for block in stage:
+                x = block(x, embedding)
+                skips.append(x)
+        x = self.middle(x, embedding)
+        for level, stage in enumerate(_stages(self.decoder)):
+            if level:
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            for block in stage:
+                x = block(torch.cat([x, skips.pop()], dim=1), embedding)
+        return F.pixel_shuffle(self.out(F.silu(self.norm(x))), self.patch)
+
+    def _classes(self, labels: Tensor | None, x: Tensor) -> Tensor:
+        """Rows of the label embedding: `labels`, with -1 (or None) turned into the null class."""
+        if labels is None:
+            return torch.full((x.shape[0],), self.label_dim, device=x.device)
+        if labels.dtype != torch.int64 or labels.shape != x.shape[:1]:
+            raise ValueError(
+                f"UNet: labels must be int64 [{x.shape[0]}], got {labels.dtype} {list(labels.shape)}"
+            )
+        return torch.where(labels == -1, self.label_dim, labels)
+
+
+def _check(
+    image_size: int, channels: int, width: int, mults: Sequence[int], blocks: int, attention: Sequence[int],
+    heads: int, embedding: int, label_dim: int, dropout: float, patch: int,
+) -> None:  # fmt: skip
+    """Refuses a configuration that cannot be built; the message names the argument."""
+    positive = {"channels": channels, "width": width, "blocks": blocks, "heads": heads, "patch": patch}
+    for name, value in positive.items():
+        if value < 1:
+            raise ValueError(f"UNet: {name} must be at least 1, got {value}")
+    if not mults or min(mults) < 1:
+        raise ValueError(f"UNet: mults must be a non-empty list of positive integers, got {list(mults)}")
+    for mult in mults:
+        if (width * mult) % _GROUPS or (width * mult) % heads:
+            wanted = f"a multiple of {_GROUPS} and of heads = {heads}"
+            raise ValueError(f"UNet: width * mults must be {wanted}, got {width * mult}")
+    divisor = patch * 2 ** (len(mults) - 1)
+    if image_size < 1 or image_size % divisor:
+        raise ValueError(
+            f"UNet: image_size must be a multiple of {divisor} (patch and levels), got {image_size}"
+        )
+    if any(level not in range(len(mults)) for level in attention):
+        raise ValueError(f"UNet: attention must name levels 0 to {len(mults) - 1}, got {list(attention)}")
+    if embedding < 1:
+        raise ValueError(f"UNet: embedding must be at least 1, got {embedding}")
+    if label_dim < 0:
+        raise ValueError(f"UNet: label_dim must be 0 (unconditional) or positive, got {label_dim}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"UNet: dropout must be in [0, 1), got {dropout}")
