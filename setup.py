@@ -1,9 +1,8 @@
 """Build fastdiff's compiled part with ninja; everything else about the package is in pyproject.toml.
 
-``python setup.py -q build_ext --inplace`` rebuilds what changed, in the source tree. What is built follows from
-FASTDIFF_BUILD, the installed torch and nvcc (csrc/toolchain.py), never from a visible GPU. The environment of
-csrc/toolchain.py applies, and CXXFLAGS, LDFLAGS, MAX_JOBS, and FASTDIFF_WERROR=1: warnings, nvcc's of register spills
-among them, are errors.
+``python setup.py -q build_ext --inplace`` rebuilds what changed, in the source tree. What is built follows
+from FASTDIFF_BUILD, torch and nvcc (csrc/toolchain.py lists the variables), never from a visible GPU. CXXFLAGS,
+LDFLAGS and MAX_JOBS apply; FASTDIFF_WERROR=1 makes every warning an error, of register spills too.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ class NinjaBuild(build_ext):
     """Builds all extensions with one run of ninja."""
 
     def build_extensions(self) -> None:
+        assert TOOLCHAIN is not None  # there are no extensions without it
         temp = Path(self.build_temp).resolve()
         temp.mkdir(parents=True, exist_ok=True)
         outputs = {e.name: Path(self.get_ext_fullpath(e.name)).resolve() for e in self.extensions}

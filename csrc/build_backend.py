@@ -1,14 +1,14 @@
 """The PEP 517 backend: setuptools, building against the torch that is already installed.
 
-Were torch a build requirement, every isolated ``pip install .`` would download the newest one (gigabytes) next to the
-installed one. So it is requested only when none is found. The stable ABI makes the exact version irrelevant.
+Were torch a build requirement, every isolated ``pip install .`` would download the newest one (gigabytes)
+although one is installed. So it is requested only when none is found. Which version it is does not matter:
+the compiled part uses LibTorch's stable ABI.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import toolchain
 from setuptools.build_meta import (
     build_editable,
     build_sdist,
@@ -16,6 +16,8 @@ from setuptools.build_meta import (
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+
+import toolchain
 
 __all__ = [
     "build_editable",
@@ -30,7 +32,7 @@ __all__ = [
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """Return the requirements of a wheel beyond pyproject.toml's: torch, if a compiled build lacks only that."""
+    """Return what a wheel requires beyond pyproject.toml: torch, if a compiled build lacks only that."""
     if toolchain.build_mode() == "none":
         return []
     try:

@@ -1,8 +1,8 @@
-"""Write the build.ninja that compiles csrc: which source goes through which compiler, with which flags, into what.
+"""Write the build.ninja that compiles csrc: which source goes through which compiler, with which flags.
 
-    fastdiff/_C.abi3.so     ops.cpp + cpu/*.cpp           LibTorch's stable ABI: any Python >= 3.10, any torch >= 2.11
-    fastdiff/_cuda.abi3.so  ops_cuda.cpp + cuda/*.cu      the same; apart, since it cannot load into a CPU-only torch
-    fastdiff/_host          host.cpp + cpu/*.cpp          pybind11, no torch; one for each Python
+``fastdiff/_C.abi3.so``: ops.cpp and cpu/*.cpp, LibTorch's stable ABI: any Python >= 3.10, any torch >= 2.11.
+``fastdiff/_cuda.abi3.so``: ops_cuda.cpp and cuda/*.cu, the same; apart, as a CPU-only torch cannot load it.
+``fastdiff/_host``: host.cpp and cpu/*.cpp, pybind11, no torch; one for each Python.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import toolchain
 
 CSRC = Path(__file__).resolve().parent
 
-# The CPU kernels are one source, compiled once for each instruction set; the one that runs is chosen at run time.
+# The CPU kernels are one source, compiled once for each instruction set; one is chosen at run time.
 KERNELS = CSRC / "cpu/kernels.cpp"
 X86_LEVELS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (2, 3, 4)}
 LEVELS = X86_LEVELS if platform.machine().lower() in ("x86_64", "amd64") else {"generic": []}
 
-# No contraction: every instruction set gives the same bits. The two -fno-* let loops with sqrt vectorise, no bit changes.
-CXX_FLAGS = "-O3 -g0 -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math".split()
-WARNINGS = ["-Wall", "-Wextra"]
+# No contraction: all instruction sets give the same bits. The two -fno-* let loops with sqrt vectorise.
+CXX_FLAGS = [
+    *"-O3 -g0 -std=c++20 -fPIC -fvisibility=hidden".split(),
+    *"-ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra".split(),
+]
 NVCC_FLAGS = [
     *"-O3 -std=c++20 -fmad=false".split(),
     "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra",
@@ -41,13 +43,14 @@ class NinjaFile:
     Args:
         tools: the compilers and the torch to build with.
         temp: the folder of the objects and of the generated header; it exists.
-        outputs: the file to make for each extension: ``fastdiff._C``, ``fastdiff._host`` and, with CUDA, ``fastdiff._cuda``.
+        outputs: the file to make for each extension: ``fastdiff._C``, ``fastdiff._host`` and, with CUDA,
+            ``fastdiff._cuda``.
     """
 
     def __init__(self, tools: toolchain.Toolchain, temp: Path, outputs: dict[str, Path]) -> None:
         self.tools, self.temp, self.outputs = tools, temp, outputs
         self.werror = os.environ.get("FASTDIFF_WERROR", "0") not in ("", "0")
-        self.flags = [*CXX_FLAGS, *WARNINGS, *["-Werror"] * self.werror, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        self.flags = [*CXX_FLAGS, *["-Werror"] * self.werror, *shlex.split(os.environ.get("CXXFLAGS", ""))]
         self.link_flags = shlex.split(os.environ.get("LDFLAGS", ""))
         self.lines = ["ninja_required_version = 1.5", f"builddir = {_escape(str(temp))}"]
 
@@ -58,7 +61,7 @@ class NinjaFile:
         self._rule("cxx", [*self.tools.cxx, "-c"], depfile=True)
         self._rule("link", [*self.tools.cxx, *_shared_flags()])
 
-        cpu = [self._cxx(KERNELS, [*march, f"-DFASTDIFF_LEVEL={level}"], level) for level, march in LEVELS.items()]
+        cpu = [self._cxx(KERNELS, [*march, f"-DFASTDIFF_LEVEL={name}"], name) for name, march in LEVELS.items()]
         cpu += [self._cxx(source) for source in sorted(CSRC.glob("cpu/*.cpp")) if source != KERNELS]
         torch_libraries = [f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10"]
         self._link(self.outputs["fastdiff._C"], [self._cxx(CSRC / "ops.cpp", abi), *cpu], torch_libraries)
@@ -73,20 +76,21 @@ class NinjaFile:
 
     def _add_cuda(self, cuda: toolchain.Cuda, abi: Sequence[str], torch_libraries: Sequence[str]) -> None:
         warnings = ["-Werror=all-warnings", "-Xcompiler=-Werror"] * self.werror
-        self._rule("nvcc", [str(cuda.nvcc), "-c", *NVCC_FLAGS, *warnings, *toolchain.gencode_flags(cuda)], depfile=True)
+        flags = [*NVCC_FLAGS, *warnings, *toolchain.gencode_flags(cuda)]
+        self._rule("nvcc", [str(cuda.nvcc), "-c", *flags], depfile=True)
         objects = [
             self._build("nvcc", self.temp / f"{source.stem}.cu.o", [source], [f"-I{CSRC}"])
             for source in sorted(CSRC.glob("cuda/*.cu"))
         ]
-        objects.append(self._cxx(CSRC / "ops_cuda.cpp", [*abi, "-DUSE_CUDA", "-isystem", str(cuda.home / "include")]))
+        include = ["-DUSE_CUDA", "-isystem", str(cuda.home / "include")]
+        objects.append(self._cxx(CSRC / "ops_cuda.cpp", [*abi, *include]))
         libraries = [*torch_libraries, str(toolchain.cuda_runtime(cuda)), "-Wl,--no-as-needed"]
         if self.tools.torch.cuda:
             libraries += ["-ltorch_cuda"]
         else:  # a CPU-only torch has no libtorch_cuda: an empty one gives the entry that the loader will need
             empty = self.temp / "empty.cpp"
             write_if_changed(empty, "")
-            stub = self._link(self.temp / "libtorch_cuda.so", [empty], ["-Wl,-soname,libtorch_cuda.so"])
-            objects.append(stub)
+            objects.append(self._link(self.temp / "libtorch_cuda.so", [empty], ["-Wl,-soname,libtorch_cuda.so"]))
         self._link(self.outputs["fastdiff._cuda"], objects, libraries)
 
     def _build_info(self) -> str:
@@ -101,7 +105,8 @@ class NinjaFile:
             "FLAGS": " ".join(self.flags),
         }
         escaped = {key: value.replace("\\", "\\\\").replace('"', '\\"') for key, value in values.items()}
-        return "#pragma once\n" + "".join(f'#define FASTDIFF_BUILD_INFO_{k} "{v}"\n' for k, v in escaped.items())
+        lines = [f'#define FASTDIFF_BUILD_INFO_{key} "{value}"\n' for key, value in escaped.items()]
+        return "#pragma once\n" + "".join(lines)
 
     def _cxx(self, source: Path, flags: Iterable[str] = (), suffix: str = "") -> Path:
         target = self.temp / f"{source.stem}{suffix and '_' + suffix}.o"

@@ -1,11 +1,11 @@
 """Find what a build needs: torch's headers, a C++ compiler, ninja, nvcc.
 
-Used by ``setup.py`` and by the PEP 517 backend beside this file. Nothing here imports torch or asks for a GPU: the
-extension needs only torch's folder and version (it uses LibTorch's stable ABI), and a build machine rarely has a GPU.
+Used by ``setup.py`` and by the PEP 517 backend beside this file. Nothing here imports torch or asks for a GPU:
+with LibTorch's stable ABI its folder and version are enough, and few build machines have a GPU.
 
 Environment:
     FASTDIFF_BUILD       auto (default) | none | cpu | cuda
-    FASTDIFF_TORCH       the folder that holds the ``torch`` package to build against, if it is not found by itself
+    FASTDIFF_TORCH       the folder of the ``torch`` package to build against, if it is not found by itself
     CXX, CUDA_HOME       the compilers; CUDA_HOME wins over an nvcc on PATH
     TORCH_CUDA_ARCH_LIST CUDA architectures, in torch's notation ("8.0;9.0+PTX")
 """
@@ -35,7 +35,7 @@ class BuildError(SystemExit):
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed torch: its folder, its version, and the CUDA version it was built with (None: a CPU build)."""
+    """An installed torch: its folder, version, and the CUDA version it was built with (None: a CPU build)."""
 
     root: Path
     version: str
@@ -76,7 +76,7 @@ def choose() -> tuple[Toolchain | None, str | None]:
     """Decide what to build.
 
     Returns:
-        The toolchain (None for a pure-Python build) and one sentence to show the user, if there is something to say.
+        The toolchain (None for a pure-Python build) and a sentence for the user, if there is one to say.
 
     Raises:
         BuildError: in mode ``cpu`` or ``cuda``, when something that the mode needs is missing.
@@ -89,7 +89,10 @@ def choose() -> tuple[Toolchain | None, str | None]:
     except BuildError as error:
         if mode != "auto":
             raise
-        return None, f"{error} Building fastdiff WITHOUT its compiled part: it will run on the slow reference backend."
+        return (
+            None,
+            f"{error} Building WITHOUT the compiled part: fastdiff will run on its slow reference backend.",
+        )
     if mode == "cpu" or (mode == "auto" and torch.cuda is None):
         return Toolchain(torch, cxx, None), None
     try:
@@ -120,7 +123,7 @@ def find_torch() -> Torch:
             refused = refused or f" (torch {version} came without its C++ headers)"
         else:
             return Torch(root, version, _assigned(text, "cuda"))
-    raise BuildError(f"fastdiff: no torch >= {wanted} to build against was found{refused}: pip install torch first.")
+    raise BuildError(f"fastdiff: no torch >= {wanted} to build against{refused}: pip install torch first.")
 
 
 def _assigned(text: str, name: str) -> str | None:
@@ -130,7 +133,7 @@ def _assigned(text: str, name: str) -> str | None:
 
 
 def _torch_candidates() -> Iterator[Path]:
-    """Yield the folders where torch may be, nearest first; pip, uv and ``build`` each hide the user's differently."""
+    """Yield where torch may be, nearest first; pip, uv and ``build`` hide the user's packages each in its way."""
     explicit = os.environ.get("FASTDIFF_TORCH")
     if explicit:
         yield Path(explicit) / "torch"
@@ -142,7 +145,7 @@ def _torch_candidates() -> Iterator[Path]:
     # pip keeps the target's interpreter and only masks its site-packages.
     yield Path(sysconfig.get_path("platlib")) / "torch"
     yield Path(sysconfig.get_path("purelib")) / "torch"
-    # `python -m build` leaves these two; uv overwrites VIRTUAL_ENV, and the activated one survives only on PATH.
+    # `python -m build` leaves these two; uv overwrites VIRTUAL_ENV, the activated one survives only on PATH.
     environments = [os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX")]
     for entry in os.environ.get("PATH", "").split(os.pathsep):
         if (Path(entry).parent / "pyvenv.cfg").is_file():
@@ -168,7 +171,7 @@ def find_compiler() -> tuple[str, ...]:
         raise BuildError(f"fastdiff: no C++ compiler was found (looked for {looked}).")
     include = Path(sysconfig.get_path("include"))
     if not (include / "Python.h").is_file():
-        raise BuildError("fastdiff: Python.h was not found: install Python's development headers (python3-dev).")
+        raise BuildError("fastdiff: no Python.h was found: install Python's development headers (python3-dev).")
     return (found[0], *named[1:])
 
 
@@ -200,26 +203,28 @@ def find_cuda(torch: Torch) -> Cuda:
     root = Path(home) if home else _root_of(shutil.which("nvcc"))
     if root is None or not _is_toolkit(root):
         where = f"CUDA_HOME={home} holds" if home else "PATH holds"
-        raise BuildError(f"fastdiff: {where} no CUDA toolkit (nvcc and include/cuda_runtime.h): set CUDA_HOME.")
+        wanted = "nvcc and include/cuda_runtime.h"
+        raise BuildError(f"fastdiff: {where} no CUDA toolkit ({wanted}): set CUDA_HOME.")
     nvcc = root / "bin/nvcc"
     match = re.search(r"release (\d+\.\d+)", _output([str(nvcc), "--version"]))
     version = match.group(1) if match else "unknown"
     if torch.cuda and torch.cuda.split(".")[0] != version.split(".")[0]:
         raise BuildError(
-            f"fastdiff: nvcc is of CUDA {version} but torch {torch.version} was built with CUDA {torch.cuda}: "
-            "set CUDA_HOME to a toolkit of torch's major version."
+            f"fastdiff: nvcc is of CUDA {version} but torch {torch.version} was built with CUDA "
+            f"{torch.cuda}: set CUDA_HOME to a toolkit of torch's major version."
         )
     return Cuda(root, nvcc, version)
 
 
 def _root_of(nvcc: str | None) -> Path | None:
-    """Return the toolkit's root for an nvcc on PATH, which may be a link, or a script that calls the real one."""
+    """Return the toolkit's root for an nvcc on PATH, be it a link or a script that calls the real one."""
     if nvcc is None:
         return None
     root = Path(nvcc).resolve().parent.parent
     if _is_toolkit(root):
         return root
-    told = re.search(r"^#\$ TOP=(.+)$", _output([nvcc, "--dryrun", "-x", "cu", "-E", os.devnull]), re.MULTILINE)
+    steps = _output([nvcc, "--dryrun", "-x", "cu", "-E", os.devnull])
+    told = re.search(r"^#\$ TOP=(.+)$", steps, re.MULTILINE)
     return Path(told.group(1).strip()).resolve() if told else None
 
 
@@ -251,7 +256,7 @@ def gencode_flags(cuda: Cuda) -> list[str]:
     for name in re.split(r"[;,\s]+", (listed or DEFAULT_ARCHS).strip()):
         match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
         if not match:
-            raise BuildError(f"fastdiff: TORCH_CUDA_ARCH_LIST names {name!r}: write numbers such as 9.0 or 9.0+PTX.")
+            raise BuildError(f"fastdiff: TORCH_CUDA_ARCH_LIST names {name!r}: write 9.0, 9.0+PTX or the like.")
         arch = match.group(1) + match.group(2)
         if listed or arch in known:
             targets = f"[sm_{arch},compute_{arch}]" if match.group(3) else f"sm_{arch}"
@@ -273,7 +278,7 @@ def compiler_version(cxx: tuple[str, ...]) -> str:
 
 
 def source_commit(root: Path) -> str:
-    """Return the commit that last touched the compiled sources, "+" added if they differ from it, or "unknown"."""
+    """Return the commit that last touched the sources, with a "+" if they differ from it, or "unknown"."""
 
     def git(*arguments: str) -> str:
         return _output(["git", "-C", str(root), *arguments]).strip()
@@ -286,4 +291,5 @@ def source_commit(root: Path) -> str:
 
 def _output(command: list[str]) -> str:
     """Run ``command`` and return what it printed on both streams; a failure shows in the text."""
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return done.stdout
