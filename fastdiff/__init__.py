@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from . import ops
+from ._version import __version__
 from .exposure import LinearScale
 from .plan import Plan
 from .prediction import EDMPrediction, Prediction
 from .process import EDM, VE, VP, Process
 from .sampler import Sampler, StepInfo
-
-__version__ = "0.1.0"
 
 __all__ = [
     "EDM",

@@ -34,9 +34,10 @@ def resolve_shape(shape: int | Sequence[int], sample_shape: Sequence[int] | None
     if hasattr(shape, "__index__") and not isinstance(shape, bool):
         if sample_shape is None:
             raise ValueError(
-                f"shape must be [B, ...] because the model has no sample_shape attribute (or give Sampler(shape=...)), got {shape}"
+                "shape must be [B, ...], because neither the model's sample_shape nor Sampler(shape=...) gives the "
+                f"shape of one sample, got {shape}"
             )
-        shape = (int(shape), *sample_shape)  # type: ignore[call-overload]
+        shape = (int(shape), *sample_shape)
     if not isinstance(shape, Sequence) or len(shape) == 0:
         raise ValueError(f"shape must be a batch size or a sequence [B, ...], got {shape!r}")
     return torch.Size([check_count("shape", n, 0) for n in shape])
@@ -53,7 +54,9 @@ def check_x_init(x_init: Tensor, shape: torch.Size, device: torch.device) -> Non
         raise ValueError(f"x_init must be on {device}, got {x_init.device}")
 
 
-def check_noise(noise: Callable[[int, int], Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device):  # type: ignore[no-untyped-def]
+def check_noise(
+    noise: Callable[[int, int], Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> Callable[[int, int], Tensor]:
     """Wrap a user's noise function so that what it returns is checked and cast."""
 
     def checked(draw: int, step: int) -> Tensor:
@@ -67,7 +70,7 @@ def check_noise(noise: Callable[[int, int], Tensor], shape: torch.Size, dtype: t
 
 
 def label_tensor(labels: Any, batch: int, label_dim: int | None, device: torch.device) -> Tensor:
-    """Class labels on `device`: int64 [B] from an int or integers (checked against the model's `label_dim`), or [B, L] as is."""
+    """Class labels on `device`: int64 [B] from an int or integers, checked against `label_dim`; or rows [B, L]."""
     given = torch.as_tensor(labels)
     if given.ndim == 0:
         given = given.expand(batch)

@@ -1,7 +1,8 @@
 """What a solver sees of the model: `denoise(x, level)` returns the predicted x_0.
 
-Prediction type, epsilon scaling, guidance, `denoised_fn` and clipping are all applied here, once, with the same lines for
-tensors and for symbols. Engines do what is not arithmetic: `TensorEngine` calls the model, `trace.Recorder` records.
+Prediction type, epsilon scaling, guidance, `denoised_fn` and clipping are all applied here, once, with the same
+lines for tensors and for symbols. Engines do what is not arithmetic: `TensorEngine` calls the model,
+`trace.Recorder` records.
 """
 
 from __future__ import annotations
@@ -147,13 +148,16 @@ def split_variance(output: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor
         return output, None
     if len(shape) > 1 and output.shape == torch.Size((shape[0], 2 * shape[1], *shape[2:])):
         return output[:, : shape[1]], output[:, shape[1] :]
-    raise ValueError(f"model must return a tensor of shape {list(shape)} (or twice its channels), got {list(output.shape)}")
+    raise ValueError(
+        f"model must return a tensor of shape {list(shape)} (or twice its channels), got {list(output.shape)}"
+    )
 
 
 def require_variance(variance: Tensor | None, shape: Sequence[int]) -> Tensor:
     """The variance half, or one clear error."""
     if variance is None:
         raise ValueError(
-            f"variance='learned' needs a model with a variance head (output [B, 2C, ...]), got an output of {list(shape)}"
+            "a learned variance needs a model with a variance head (output [B, 2C, ...]), "
+            f"got an output of shape {list(shape)}"
         )
     return variance

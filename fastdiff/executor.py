@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,12 @@ class Callbacks:
         network: (x in the network's dtype, time [B]) -> output.
         guides: guidance terms (state, level) -> gradient.
         noise: (draw, step) -> tensor, for plans that read their noise from tensors.
-        report: (step, level, state, x_0 or None), called at the end of every step of an observed plan; step -1 is the start.
+        report: (step, level, state, x_0 or None), at the end of every step of an observed plan; step -1 is the start.
         tick: (step), called before every network evaluation.
     """
 
     network: Callable[[Tensor, Tensor], Tensor]
-    guides: list[Callable[[Tensor, Level], Tensor]]
+    guides: Sequence[Callable[[Tensor, Level], Tensor]]
     noise: Callable[[int, int], Tensor] | None = None
     report: Callable[[int, Level | None, Tensor, Tensor | None], None] | None = None
     tick: Callable[[int], None] | None = None
@@ -116,5 +116,5 @@ class Executor:
         return calls.noise(noise.k, noise.step)
 
     def _readable(self, tensor: Tensor) -> Tensor:
-        """A float64 output of a network beside a float32 state is rounded; everything else the kernel reads as it is."""
+        """Round a float64 output beside a float32 state; the kernel reads everything else as it is."""
         return tensor.to(self.dtype) if tensor.dtype == torch.float64 else tensor

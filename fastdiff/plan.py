@@ -1,9 +1,9 @@
 """From a recorded run to launches of the one kernel.
 
-Between two network calls lies a *gap*. `compile_plan` decides for every gap which values must be in memory after it (the
-network's next input, a guidance input, values that later gaps read), writes each of them as a linear combination of what
-is in memory before it, and packs them into launches, almost always one. All coefficients are composed here, on the host,
-in float64.
+Between two network calls lies a *gap*. `compile_plan` decides for every gap which values must be in memory after it
+(the network's next input, a guidance input, values that later gaps read), writes each of them as a linear combination
+of what is in memory before it, and packs them into launches, almost always one. All coefficients are composed here, on
+the host, in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +14,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .trace import Apply, Atom, Buffer, Clip, Combination, Draw, Evaluate, Event, NoiseBuffer, Point, Report, Scaled, Trace
+from .trace import (
+    Atom,
+    Buffer,
+    Clip,
+    Combination,
+    Draw,
+    Evaluate,
+    Event,
+    NoiseBuffer,
+    Point,
+    Report,
+    Scaled,
+    Trace,
+)
 
 MAX_INPUTS, MAX_DRAWS, MAX_OUTPUTS = 8, 2, 3
 _DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside the largest are rounding of an exact 0
@@ -31,7 +44,7 @@ class Output:
 
 @dataclass
 class Launch:
-    """One call of `fastdiff.ops.combine`: slots read, draws made, slots written, and the row of the coefficient table."""
+    """One call of `fastdiff.ops.combine`: slots read, draws made, slots written, and the coefficient row."""
 
     inputs: list[int]
     draws: list[int]
@@ -72,6 +85,8 @@ class Plan:
         return sum(isinstance(item, Call) and isinstance(item.event, Evaluate) for item in self.items)
 
     def __str__(self) -> str:
+        from .plan_table import describe
+
         return describe(self)
 
 
@@ -115,7 +130,7 @@ class _Compiler:
         self.birth: dict[Atom, int] = {}
         self.event_gap: list[int] = []
 
-    # -- which gap can make what --------------------------------------------------------------------------------------
+    # -- which gap can make what ------------------------------------------------------------------------------------
 
     def _birth(self, atom: Atom) -> int:
         """The first gap in which an atom's value can be computed (a buffer: read)."""
@@ -140,7 +155,7 @@ class _Compiler:
             gap = max([gap, *(self._ready(v) for v in event.values)])
             self.event_gap.append(gap)
 
-    # -- writing a value over what is in memory in a gap ----------------------------------------------------------------
+    # -- writing a value over what is in memory in a gap ------------------------------------------------------------
 
     def _expand(self, value: Combination, gap: int) -> _Launchable:
         out = _Launchable()
@@ -165,7 +180,7 @@ class _Compiler:
                 found.add(atom.variance)
         return found
 
-    # -- compile ---------------------------------------------------------------------------------------------------------
+    # -- compile ----------------------------------------------------------------------------------------------------
 
     def compile(self) -> Plan:
         self._assign_gaps()
@@ -274,11 +289,15 @@ class _Compiler:
     def _columns(self, batch: Sequence[tuple[Output, _Launchable]]) -> tuple[list[Atom], list[Draw], set, set]:
         """(tensors read, draws made, clips, scaled values) of a launch; nested linear terms included."""
         atoms: dict[Atom, None] = {}
-        clips, scaled = set(), set()
+        clips: set[Clip] = set()
+        scaled: set[Scaled] = set()
         for _, expanded in batch:
             atoms.update(dict.fromkeys(expanded.linear))
             for atom in expanded.nonlinear:
-                (clips if isinstance(atom, Clip) else scaled).add(atom)
+                if isinstance(atom, Clip):
+                    clips.add(atom)
+                else:
+                    scaled.add(atom)
                 atoms.update(dict.fromkeys(self._inner(atom)))
         draws = [a for a in atoms if isinstance(a, Draw)]
         return [a for a in atoms if not isinstance(a, Draw)], draws, clips, scaled
@@ -301,7 +320,12 @@ class _Compiler:
 
         row = [c for _, expanded in batch for c in over(expanded.linear)]
         for clip in clips:
-            row += [*over(self._inner(clip)), clip.lo, clip.hi, *(e.nonlinear.get(clip, 0.0) for _, e in batch)]
+            row += [
+                *over(self._inner(clip)),
+                clip.lo,
+                clip.hi,
+                *(e.nonlinear.get(clip, 0.0) for _, e in batch),
+            ]
         variance = None
         for atom in scaled:
             variance = self._slot(atom.variance)
@@ -313,7 +337,7 @@ class _Compiler:
         outputs = [output for output, _ in batch]
         return Launch(inputs, [d.k for d in draws], outputs, bool(clips), variance, np.array(row, dtype=np.float64))
 
-    # -- slots -------------------------------------------------------------------------------------------------------------
+    # -- slots ------------------------------------------------------------------------------------------------------
 
     def _new_slot(self, name: str) -> int:
         self.plan.names.append(name)
@@ -335,7 +359,11 @@ class _Compiler:
 
     def _find_last_uses(self) -> None:
         for i, item in enumerate(self.plan.items):
-            read = [*item.inputs, *([item.variance] if item.variance is not None else [])] if isinstance(item, Launch) else item.slots
+            read = (
+                [*item.inputs, *([item.variance] if item.variance is not None else [])]
+                if isinstance(item, Launch)
+                else item.slots
+            )
             for slot in read:
                 self.plan.last_use[slot] = i
         self.plan.last_use.pop(self.plan.final, None)
@@ -351,49 +379,3 @@ def _name(atom: Atom | None) -> str:
     if isinstance(atom, Clip):
         return "x0 (clipped)"
     return getattr(atom, "name", "value")
-
-
-def describe(plan: Plan, state_bytes: int = 4) -> str:
-    """The plan as a table: what every launch reads, draws and writes, and what is called after it."""
-    head = f"{'launch':>6}  {'reads':<28} {'draws':<8} {'writes':<34} {'B/elem':>6}  then"
-    lines = [head, "-" * len(head)]
-    count = 0
-    pending: tuple[str, ...] = ()
-
-    def flush(then: str) -> None:
-        nonlocal pending
-        left = pending or ("", "", "", "", "")
-        lines.append(f"{left[0]:>6}  {left[1]:<28} {left[2]:<8} {left[3]:<34} {left[4]:>6}  {then}".rstrip())
-        pending = ()
-
-    total = 0
-    for item in plan.items:
-        if isinstance(item, Launch):
-            if pending:
-                flush("")
-            reads = [plan.names[s] for s in item.inputs]
-            if item.variance is not None:
-                reads.append(plan.names[item.variance])
-            writes = [output.name for output in item.outputs]
-            size = state_bytes * (len(reads) + len(writes))
-            total += size
-            drawn = ", ".join(f"z{k}" for k in item.draws)
-            clip = " (clip)" if item.clip else ""
-            pending = (str(count), ", ".join(reads) or "-", drawn or "-", ", ".join(writes) + clip, str(size))
-            count += 1
-        else:
-            flush(_describe_call(item, plan))
-    if pending:
-        flush("end")
-    lines.append(f"{count} launches, {plan.evaluations} network evaluations, {total} bytes per element in a {8 * state_bytes}-bit state")
-    return "\n".join(lines)
-
-
-def _describe_call(call: Call, plan: Plan) -> str:
-    event = call.event
-    if isinstance(event, Evaluate):
-        return f"{plan.names[call.output]} = network at sigma {event.level.sigma_ve:.4g}"  # type: ignore[index]
-    if isinstance(event, Report):
-        return f"report step {event.step}"
-    what = "denoised_fn" if isinstance(event, Apply) else "guidance"
-    return f"{plan.names[call.output]} = {what}"  # type: ignore[index]

@@ -1,7 +1,7 @@
 """What the network's output means: x_0 = c_skip x + c_out F(c_in x, time).
 
-Every prediction type is linear in the state and the raw output F, so it costs no kernel: its coefficients are folded into
-the launch that follows the network. A learned variance is the second half of the output's channels.
+Every prediction type is linear in the state and the raw output F, so it costs no kernel: its coefficients are folded
+into the launch that follows the network. A learned variance is the second half of the output's channels.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class PreviousX(Prediction):
     name = "previous_x"
 
     def coefficients(self, level: Level) -> Coefficients:
-        raise ValueError('prediction="previous_x" is defined between two levels of a chain; use solver "ddpm" or "ddim"')
+        raise ValueError(
+            'prediction="previous_x" is defined between two levels of a chain; use solver "ddpm" or "ddim"'
+        )
 
     def coefficients_between(self, level: Level, following: Level) -> Coefficients:
         """Ho et al. 2020, Eq. 7 solved for x_0."""

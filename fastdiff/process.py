@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ class Process:
         raise NotImplementedError
 
     def levels_at(self, values: Sequence[float]) -> Levels:
-        """Explicit levels, noisiest first: sigmas (VE: exactly these, usually ending in 0) or timesteps (VP: then clean)."""
+        """Explicit levels, noisiest first: sigmas (VE, usually ending in 0) or timesteps (VP, then clean)."""
         raise NotImplementedError
 
     def level_at_sigma(self, sigma_ve: float) -> Level:
@@ -93,14 +94,17 @@ class VE(Process):
 
     Args:
         sigma_min, sigma_max: the levels the model knows; schedules are clamped to them.
-        round_sigma: maps a level to the nearest one the model knows (EDM's `net.round_sigma`), applied to the grid and to
-            churned levels.
+        round_sigma: maps a level to the nearest one the model knows (EDM's `net.round_sigma`), applied to the grid
+            and to churned levels.
     """
 
     default_schedule = "ve"
 
     def __init__(
-        self, sigma_min: float = 0.02, sigma_max: float = 100.0, round_sigma: Callable[[float], float] | None = None
+        self,
+        sigma_min: float = 0.02,
+        sigma_max: float = 100.0,
+        round_sigma: Callable[[float], float] | None = None,
     ):
         self.sigma_min = check_positive("sigma_min", sigma_min)
         self.sigma_max = check_positive("sigma_max", sigma_max)
@@ -111,7 +115,9 @@ class VE(Process):
     def levels(self, steps=18, schedule=None, **options):  # type: ignore[no-untyped-def]
         n = check_count("steps", steps)
         if n == 1:
-            raise ValueError("steps must be at least 2 on a sigma schedule (one step from pure noise has no grid), got 1")
+            raise ValueError(
+                "steps must be at least 2 on a sigma schedule (one step from pure noise has no grid), got 1"
+            )
         options.setdefault("sigma_min", self.sigma_min)
         options.setdefault("sigma_max", self.sigma_max)
         grid = named_schedule(schedule or self.default_schedule)(n, **options)
@@ -142,7 +148,10 @@ class EDM(VE):
     default_schedule = "karras"
 
     def __init__(
-        self, sigma_min: float = 0.002, sigma_max: float = 80.0, round_sigma: Callable[[float], float] | None = None
+        self,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        round_sigma: Callable[[float], float] | None = None,
     ):
         super().__init__(sigma_min, sigma_max, round_sigma)
 
@@ -159,7 +168,7 @@ class VP(Process):
         self.betas = np.asarray(betas, dtype=np.float64)
         if self.betas.ndim != 1 or not ((self.betas > 0) & (self.betas <= 1)).all():
             raise ValueError(f"betas must be a 1-D list of numbers in (0, 1], got {betas!r}")
-        self.alphas_cumprod: Array = np.cumprod(1.0 - self.betas)
+        self.alphas_cumprod: Array = np.cumprod(1.0 - self.betas, dtype=np.float64)
         self.rescale_timesteps = rescale_timesteps
         self.integer_time = not rescale_timesteps
 
@@ -184,7 +193,11 @@ class VP(Process):
     def level(self, t: int) -> Level:
         """The level of original step t."""
         abar = float(self.alphas_cumprod[t])
-        return Level(math.sqrt(abar), math.sqrt(1.0 - abar), t * 1000.0 / self.T if self.rescale_timesteps else float(t))
+        return Level(
+            math.sqrt(abar),
+            math.sqrt(1.0 - abar),
+            t * 1000.0 / self.T if self.rescale_timesteps else float(t),
+        )
 
     def levels(self, steps=None, schedule=None, **options):  # type: ignore[no-untyped-def]
         """Respaced as guided-diffusion does: an int, "10,5,5" or "ddim50"; None keeps all T steps."""
@@ -195,7 +208,7 @@ class VP(Process):
 
     def levels_at(self, values):  # type: ignore[no-untyped-def]
         steps = [check_count("timesteps", v, 0) for v in values]
-        if not steps or max(steps) >= self.T or any(b >= a for a, b in zip(steps, steps[1:])):
+        if not steps or max(steps) >= self.T or any(b >= a for a, b in pairwise(steps)):
             raise ValueError(f"timesteps must be strictly decreasing integers below {self.T}, got {list(values)!r}")
         return Levels([*(self.level(t) for t in steps), CLEAN], self.level_at_sigma)
 
@@ -235,7 +248,7 @@ def get_process(process: str | Process) -> Process:
 
 
 class GaussianTables:
-    """The posterior q(x_(i-1) | x_i, x_0) of a discrete chain, by guided-diffusion's names; index 0 is the cleanest step.
+    """The posterior q(x_(i-1) | x_i, x_0) of a discrete chain, by guided-diffusion's names; index 0 is the cleanest.
 
     Ho et al. 2020, Eqs. 6-7. `posterior_log_variance_clipped` takes entry 1 at index 0, where the variance is 0.
 

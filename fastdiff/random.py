@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def seed_tensor(seeds: None | int | Sequence[int] | Tensor, batch: int, device: torch.device | str) -> Tensor:
+def seed_tensor(seeds: int | Sequence[int] | Tensor | None, batch: int, device: torch.device | str) -> Tensor:
     """Per-sample seeds as int64 [batch] on `device`.
 
     Args:

@@ -15,8 +15,10 @@ from .arguments import (
     clip_range,
     label_tensor,
     model_device,
-    model_dtype as dtype_of_model,
     resolve_shape,
+)
+from .arguments import (
+    model_dtype as dtype_of_model,
 )
 from .denoiser import Denoiser, TensorEngine
 from .errors import check_choice
@@ -46,8 +48,9 @@ class Sampler:
     """Draws samples from a diffusion model.
 
     Args:
-        model: any callable `(x, t, **cond) -> output`; x is [B, ...] of any rank, t is [B]: sigma (VE, EDM), the timestep
-            (VP) or ln(sigma)/4 (prediction "edm"). An output of twice the channels (dim 1) has a variance half.
+        model: any callable `(x, t, **cond) -> output`; x is [B, ...] of any rank, t is [B]: sigma (VE, EDM), the
+            timestep (VP) or ln(sigma)/4 (prediction "edm"). An output of twice the channels (dim 1) has a variance
+            half.
         process: "edm", "ve", "vp", "vp_cosine" or a `Process`.
         prediction: what the output means: "x0", "eps", "v", "score", "previous_x", "edm" or a `Prediction`.
         solver: "heun", "euler", "ddim", "ddim_inversion", "ddpm" or a generator function (see `fastdiff.solvers`).
@@ -56,8 +59,9 @@ class Sampler:
         sigmas, timesteps: explicit levels, strictly decreasing, in place of steps and schedule.
         epsilon_scale: lambda, by which the predicted noise is divided (ADM-ES, EDM-ES): a number, one per step in
             sampling order, or a `LinearScale`.
-        epsilon_scale_mode: "every" evaluation; "first" of each step only (EDM-ES's ablation sampler with Heun leaves the
-            second slope unscaled); "eps": only where the network predicts eps (ADM-ES leaves other predictions unscaled).
+        epsilon_scale_mode: "every" evaluation; "first" of each step only (EDM-ES's ablation sampler with Heun leaves
+            the second slope unscaled); "eps": only where the network predicts eps (ADM-ES leaves other predictions
+            unscaled).
         guidance, guidance_scale: term or terms `(x, level, **cond) -> gradient`, and their weights.
         clip_denoised: clamp the predicted x_0 to [-1, 1] (True) or (lo, hi).
         denoised_fn: any function of the predicted x_0, applied before clipping.
@@ -67,7 +71,7 @@ class Sampler:
         compiled: False runs the solver's own lines on tensors, the readable reference.
         shape: shape of one sample, so that a batch size is enough; default: the model's `sample_shape`.
         check: raise if the result is not finite.
-        options: the solver's own, e.g. S_churn, eta, variance; with `schedule`-d processes also rho, sigma_min, sigma_max.
+        options: the solver's own (S_churn, eta, variance, ...) and the schedule's (rho, sigma_min, sigma_max).
 
     Raises:
         ValueError, TypeError: an argument that cannot be used; the message names it, what was wanted and what came.
@@ -118,7 +122,11 @@ class Sampler:
         grid = {name: options.pop(name) for name in ("rho", "sigma_min", "sigma_max") if name in options}
         check_options(self.solver, options)
         self.options = options
-        self.steps, self._explicit, self._grid = steps, _explicit(self.process, sigmas, timesteps), (schedule, grid)
+        self.steps, self._explicit, self._grid = (
+            steps,
+            _explicit(self.process, sigmas, timesteps),
+            (schedule, grid),
+        )
         if self._explicit is not None and (steps is not None or schedule is not None or grid):
             raise ValueError("steps and schedule must be left out when sigmas or timesteps give the levels")
         self.levels = self._levels(steps)
@@ -127,10 +135,15 @@ class Sampler:
         if compiled:
             self.plan()
 
-    # -- plans ---------------------------------------------------------------------------------------------------------
+    # -- plans ------------------------------------------------------------------------------------------------------
 
     def plan(
-        self, steps: int | str | None = None, *, x_init: bool = False, noise: bool = False, observe: bool = False
+        self,
+        steps: int | str | None = None,
+        *,
+        x_init: bool = False,
+        noise: bool = False,
+        observe: bool = False,
     ) -> Plan:
         """The compiled run; `print(sampler.plan(steps=18))` shows what every launch reads, draws and writes.
 
@@ -183,14 +196,14 @@ class Sampler:
         integers = self.process.integer_time and self.prediction.name != "edm"
         return torch.int64 if integers else self.dtype
 
-    # -- sampling --------------------------------------------------------------------------------------------------------
+    # -- sampling ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def __call__(
         self,
         shape: int | Sequence[int],
         *,
-        seeds: None | int | Sequence[int] | Tensor = None,
+        seeds: int | Sequence[int] | Tensor | None = None,
         labels: Any = None,
         cond: dict[str, Any] | None = None,
         x_init: Tensor | None = None,
@@ -292,11 +305,11 @@ class Sampler:
         x = x_init if x_init is not None else self.process.prior_std(self.levels[0]) * noise(0, -1)
         assert calls.report is not None
         calls.report(-1, None, x, None)
-        for x in self.solver(denoise, x, self.levels, engine.noise, **self.options):
-            calls.report(engine.step, denoise.first_level, x, denoise.last_x0)
+        for state in self.solver(denoise, x, self.levels, engine.noise, **self.options):
+            calls.report(engine.step, denoise.first_level, state, denoise.last_x0)
             engine.step += 1
             denoise.finish_step()
-        return x
+        return state
 
     def _blame(self, rerun: Callable[[Any], Tensor], seeds: Tensor) -> None:
         """The result is not finite: run again, looking at every state, and raise."""
@@ -305,13 +318,19 @@ class Sampler:
         def look(step: int, level: Level | None, x: Tensor, denoised: Tensor | None) -> None:
             bad = ~torch.isfinite(x).flatten(1).all(1)
             if not found and bool(bad.any()):
-                where = "in the starting state" if level is None else f"first in step {step} (sigma {level.sigma_ve:.4g})"
+                where = (
+                    "in the starting state" if level is None else f"first in step {step} (sigma {level.sigma_ve:.4g})"
+                )
                 listed = seeds[bad].tolist()
                 more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
                 found.append(f"{where}, in the samples with seeds {listed[:8]}{more}")
 
         rerun(look)
-        where = found[0] if found else "in the final state, but not when the run was repeated: the model is not deterministic"
+        where = (
+            found[0]
+            if found
+            else "in the final state, but not when the run was repeated: the model is not deterministic"
+        )
         raise FloatingPointError(f"the result has NaN or Inf, {where}. check=False returns it as it is.")
 
 

@@ -57,7 +57,7 @@ def polyexponential(n: int, sigma_min: float, sigma_max: float, rho: float = 1.0
 
 
 def sigma_vp(t: Array | float, beta_d: float = 19.9, beta_min: float = 0.1) -> Array:
-    """The VE noise level of the VP SDE at time t: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) (Karras et al., Table 1)."""
+    """The VP SDE's noise in VE terms at time t: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) (Karras et al., Table 1)."""
     return np.sqrt(np.expm1(0.5 * beta_d * np.square(t) + beta_min * np.asarray(t, dtype=np.float64)))
 
 
@@ -76,7 +76,7 @@ def vp_limits(n: int, sigma_min: float, sigma_max: float, eps_s: float = 1e-3) -
 
 
 def ve(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Array:
-    """The VE SDE's geometric levels: sigma_i^2 = sigma_max^2 (sigma_min^2 / sigma_max^2)^(i/(n-1)) (Karras et al., Table 1)."""
+    """The VE SDE's geometric levels, sigma_i^2 = sigma_max^2 (sigma_min^2 / sigma_max^2)^(i/(n-1)) (ibid., Table 1)."""
     _limits(n, sigma_min, sigma_max)
     return _terminated(np.sqrt(sigma_max**2 * (sigma_min**2 / sigma_max**2) ** _ramp(n)))
 
@@ -115,7 +115,7 @@ def linear_betas(T: int = 1000) -> Array:
 
 
 def cosine_betas(T: int = 1000) -> Array:
-    """Nichol & Dhariwal 2021, Eq. 17: beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999), f(u) = cos^2((u + .008)/1.008 pi/2)."""
+    """Nichol & Dhariwal 2021, Eq. 17: min(1 - f((i+1)/T) / f(i/T), 0.999), f(u) = cos^2((u + .008) / 1.008 * pi/2)."""
     check_count("T", T)
     f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * math.pi / 2) ** 2
     return np.minimum(1 - f[1:] / f[:-1], 0.999)
@@ -164,16 +164,17 @@ def space_timesteps(T: int, sections: str | int | Sequence[int]) -> list[int]:
     for count in counts:
         check_count("steps", count)
     kept: set[int] = set()
-    start, (size_all, longer) = 0, divmod(T, len(counts))
+    start = 0
+    size_all, longer = divmod(T, len(counts))
     for section, count in enumerate(counts):
         size = size_all + (section < longer)
         if count > size:
             raise ValueError(f"steps={sections!r}: cannot take {count} steps from a section of {size} (of {T})")
-        stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        position = 0.0
+        step = (size - 1) / (count - 1) if count > 1 else 1.0
+        cur = 0.0
         for _ in range(count):
-            kept.add(start + round(position))
-            position += stride
+            kept.add(start + round(cur))
+            cur += step
         start += size
     return sorted(kept)
 

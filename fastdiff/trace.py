@@ -1,8 +1,8 @@
 """Running a solver on symbols instead of tensors.
 
-A solver adds, subtracts and scales states. Given `Combination` symbols the same lines record what they do: which linear
-combination every network input is, where a predicted x_0 is clipped, which noise is drawn. `plan.compile_plan` turns the
-recording into launches of the one kernel.
+A solver adds, subtracts and scales states. Given `Combination` symbols the same lines record what they do: which
+linear combination every network input is, where a predicted x_0 is clipped, which noise is drawn.
+`plan.compile_plan` turns the recording into launches of the one kernel.
 
 What a combination is made of are atoms:
     Buffer   a tensor that exists: the start state, a network output or its variance half, a guidance gradient
@@ -31,7 +31,7 @@ class Atom:
 
 @dataclass(eq=False)
 class Buffer(Atom):
-    """A tensor made outside the launches. `event` is the index of the event that makes it, -1 if it is there from the start."""
+    """A tensor made outside the launches: by event number `event`, or there from the start (-1)."""
 
     name: str
     event: int = -1
@@ -175,7 +175,7 @@ def _refuse(what: str, why: str) -> NoReturn:
     )
 
 
-# --- the recording ----------------------------------------------------------------------------------------------------
+# --- the recording ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -188,7 +188,7 @@ class Event:
 
 @dataclass(eq=False)
 class Evaluate(Event):
-    """Call the network on values[0] (c_in x, in the network's dtype) at `time`; makes `output` and, if used, `variance`."""
+    """Call the network on values[0] (c_in x, in its dtype) at `time`; makes `output` and, if used, `variance`."""
 
     level: Level
     time: float
@@ -216,7 +216,7 @@ class Apply(Event):
 
 @dataclass(eq=False)
 class Report(Event):
-    """The end of a step that began at `level`: values are the state and the last predicted x_0. Step -1 is the start."""
+    """The end of a step that began at `level`: values are the state and the last x_0. Step -1 is the start."""
 
     level: Level | None
 

@@ -31,7 +31,7 @@ def epsilon_scales(scale: float | Sequence[float] | LinearScale, steps: int) -> 
     """
     if isinstance(scale, LinearScale):
         values = scale.scales(steps)
-    elif isinstance(scale, Sequence) or hasattr(scale, "tolist") and getattr(scale, "ndim", 0):
+    elif isinstance(scale, Sequence) or (getattr(scale, "ndim", None)):
         values = list(scale)  # type: ignore[arg-type]
         if len(values) != steps:
             raise ValueError(f"epsilon_scale must have one entry per step ({steps}), got {len(values)}")

@@ -1,6 +1,6 @@
 """The three operations everything runs on, and the choice of their backend.
 
-    combine       y_m = sum_j C[m,j] x_j + sum_n S[m,n] z_n, with noise made in registers, an optional clip and learned variance
+    combine       y_m = sum_j C[m,j] x_j + sum_n S[m,n] z_n: noise made in registers, optional clip, learned variance
     sum_squares   per-sample squared norm of such a combination, without writing it
     normal        the noise alone
 

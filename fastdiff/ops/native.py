@@ -58,14 +58,18 @@ def reason(kind: str) -> str:
 def require(kind: str) -> None:
     """Raise if the compiled backend of a device type cannot run."""
     if not available(kind):
-        raise RuntimeError(f"backend {kind!r} cannot run: {reason(kind)}. Reinstall with FASTDIFF_BUILD={kind} to see why.")
+        raise RuntimeError(
+            f"backend {kind!r} cannot run: {reason(kind)}. Reinstall with FASTDIFF_BUILD={kind} to see why."
+        )
 
 
 @cache
 def fall_back(kind: str) -> str:
     """Say once that the reference backend runs, and return its name."""
     warnings.warn(
-        f"fastdiff runs its reference backend (correct, slower) on {kind}: {reason(kind)}.", RuntimeWarning, stacklevel=4
+        f"fastdiff runs its reference backend (correct, slower) on {kind}: {reason(kind)}.",
+        RuntimeWarning,
+        stacklevel=4,
     )
     return "reference"
 

@@ -1,8 +1,8 @@
 """The readable backend: every operation in plain PyTorch, on any device.
 
 It is shipped, tested like the compiled backends, and used when there is no compiled part. The noise and the linear
-arithmetic are the same bits as in C++, CUDA and Triton, because every operation is a separate IEEE-754 operation here as
-there: no fused multiply-add, no library transcendental function.
+arithmetic are the same bits as in C++, CUDA and Triton, because every operation is a separate IEEE-754 operation here
+as there: no fused multiply-add, no library transcendental function.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return (product >> 32) & _LOW, product & _LOW
 
 
-def philox4x32_10(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox4x32_10(
+    counter: Sequence[Tensor | int], key: Sequence[Tensor | int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10 (Salmon et al. 2011) on words held in int64 tensors, values 0 to 2^32 - 1."""
     c0, c1, c2, c3 = (torch.as_tensor(c, dtype=torch.int64) for c in counter)
     k0, k1 = (torch.as_tensor(k, dtype=torch.int64) for k in key)
@@ -84,7 +86,7 @@ def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normal(seeds: Tensor, shape: Sequence[int], draw: int = 0) -> Tensor:
-    """Draw number `draw` of the noise contract for every sample: float32 [B, ...]; element e is lane e % 4 of block e // 4."""
+    """Draw `draw` of the noise contract for every sample, float32 [B, ...]: element e is lane e % 4 of block e // 4."""
     shape = tuple(shape)
     numel = math.prod(shape[1:])
     groups = torch.arange((numel + 3) // 4, dtype=torch.int64, device=seeds.device)[None, :]
@@ -109,13 +111,20 @@ def split_row(table: Tensor, columns: int, outputs: int, clip: bool, learned: bo
 
     take("C", outputs, columns)
     if clip:
-        take("P", columns), take("lo"), take("hi"), take("c", outputs)
+        take("P", columns)
+        take("lo")
+        take("hi")
+        take("c", outputs)
     if learned:
-        take("a"), take("b"), take("E", outputs, columns)
+        take("a")
+        take("b")
+        take("E", outputs, columns)
     return parts
 
 
-def _columns(inputs: Sequence[Tensor], table: Tensor, seeds: Tensor | None, draws: Sequence[int], shape: Sequence[int]):
+def _columns(
+    inputs: Sequence[Tensor], table: Tensor, seeds: Tensor | None, draws: Sequence[int], shape: Sequence[int]
+) -> list[Tensor]:
     columns = [x.to(table.dtype) for x in inputs]
     if draws:
         assert seeds is not None

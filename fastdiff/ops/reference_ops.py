@@ -70,7 +70,10 @@ def normal(seeds: Tensor, shape: Sequence[int], draw: int, dtype: int) -> Tensor
 
 def dtype_of(op: str, code: int) -> torch.dtype:
     """The dtype of a ScalarType number."""
-    _require(code in DTYPES, f"{op}: out dtype must be float16, float32, float64 or bfloat16, got ScalarType {code}")
+    _require(
+        code in DTYPES,
+        f"{op}: out dtype must be float16, float32, float64 or bfloat16, got ScalarType {code}",
+    )
     return DTYPES[code]
 
 
@@ -134,7 +137,10 @@ def _check(
         _require(not wide, f"{op}: {name} must not be float64 when the table is float32")
     if rows is not None:
         good = rows.dtype == torch.int64 and list(rows.shape) == [shape[0]]
-        _require(good, f"{op}: rows must be an int64 tensor of shape [{shape[0]}], got {rows.dtype} {list(rows.shape)}")
+        _require(
+            good,
+            f"{op}: rows must be an int64 tensor of shape [{shape[0]}], got {rows.dtype} {list(rows.shape)}",
+        )
         inside = rows.numel() == 0 or (int(rows.min()) >= 0 and int(rows.max()) < len(table))
         _require(inside, f"{op}: rows must be from 0 to {len(table) - 1}")
     if draws:

@@ -48,7 +48,11 @@ def _combine_backward(ctx, grads):  # type: ignore[no-untyped-def]
     row = reference.split_row(table if rows is None else table[rows], columns, ctx.outputs, ctx.clip, learned)
 
     def per_sample(value: Tensor) -> Tensor:
-        return value[:1].reshape(-1, *[1] * (len(shape) - 1)) if rows is None else value.reshape(-1, *[1] * (len(shape) - 1))
+        return (
+            value[:1].reshape(-1, *[1] * (len(shape) - 1))
+            if rows is None
+            else value.reshape(-1, *[1] * (len(shape) - 1))
+        )
 
     grads = [None if g is None else g.to(table.dtype) for g in grads]
     if ctx.clip or learned:

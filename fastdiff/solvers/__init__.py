@@ -1,7 +1,7 @@
 """Solvers: one generator each, in the paper's symbols, running on tensors or on symbols.
 
     def solver(denoise, x, levels, noise, *, option=...):
-        for level, following in zip(levels, levels[1:]):
+        for level, following in pairwise(levels):
             x0 = denoise(x, level)             # one network evaluation
             x = ...                            # + - * / with numbers, and noise()
             yield x                            # the end of a step
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from numbers import Real
 from typing import Any
 
 from .ddim import ddim, ddim_inversion
@@ -23,7 +22,13 @@ from .heun import heun
 
 Solver = Callable[..., Iterator[Any]]
 
-SOLVERS: dict[str, Solver] = {"ddpm": ddpm, "ddim": ddim, "ddim_inversion": ddim_inversion, "euler": euler, "heun": heun}
+SOLVERS: dict[str, Solver] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "ddim_inversion": ddim_inversion,
+    "euler": euler,
+    "heun": heun,
+}
 
 
 def get_solver(solver: str | Solver) -> Solver:
@@ -43,7 +48,7 @@ def check_options(solver: Solver, options: dict[str, Any]) -> None:
             takes = f"takes {', '.join(known)}" if known else "takes no options"
             raise TypeError(f"solver {getattr(solver, '__name__', solver)!r} {takes}, got {name!r}")
         value = options[name]
-        if isinstance(value, Real) and not value >= 0:  # NaN included
+        if isinstance(value, (int, float)) and not value >= 0:  # NaN included
             raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from ..denoiser import Denoiser, State
 from ..process import Level, Levels
@@ -18,7 +19,7 @@ def ddim(
 
     eps is always re-derived from the (clipped) x_0, as guided-diffusion does. The last step returns x_0.
     """
-    for level, following in zip(levels, levels[1:]):
+    for level, following in pairwise(levels):
         x0 = denoise(x, level)
         eps = (x - level.alpha * x0) / level.sigma
         std = eta * following.sigma * math.sqrt(max(0.0, 1 - (following.sigma_ve / level.sigma_ve) ** 2))
@@ -33,11 +34,11 @@ def ddim_inversion(
 ) -> Iterator[State]:
     """From data to the noise that `ddim` would turn into it: the same ODE run towards more noise.
 
-    The state starts as data at the cleanest level and ends at the noisiest level, where sampling starts. `terminal=True`
+    The state starts as data at the cleanest level and ends at the noisiest one, where sampling starts. `terminal=True`
     takes one step more, to alpha = 0 (the predicted eps itself), as guided-diffusion's ddim_reverse_sample_loop does.
     """
     upwards = [*levels[-2::-1], *([PURE_NOISE] if terminal else [])]
-    for level, noisier in zip(upwards, upwards[1:]):
+    for level, noisier in pairwise(upwards):
         x0 = denoise(x, level)
         eps = (x - level.alpha * x0) / level.sigma
         x = noisier.alpha * x0 + noisier.sigma * eps

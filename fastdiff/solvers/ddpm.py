@@ -37,7 +37,7 @@ def log_variance(tables: GaussianTables, variance: str) -> tuple[NDArray[np.floa
 def ddpm(
     denoise: Denoiser, x: State, levels: Levels, noise: Callable[[], State], *, variance: str = "fixed_small"
 ) -> Iterator[State]:
-    """Ho et al. 2020, Algorithm 2: x_(i-1) = c1 x_0 + c2 x_i + std z, with c1, c2 of Eq. 7; no noise in the last step."""
+    """Ho et al. 2020, Algorithm 2: x_(i-1) = c1 x_0 + c2 x_i + std z, c1 and c2 of Eq. 7; no noise in the last step."""
     q = GaussianTables(levels.alphas_cumprod)
     a, b = log_variance(q, variance)
     for i in reversed(range(levels.steps)):

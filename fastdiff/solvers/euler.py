@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from ..denoiser import Denoiser, State
 from ..process import Level, Levels
@@ -49,7 +50,7 @@ def euler(
 
     At S_churn = 0 this is DDIM with eta = 0 on every process.
     """
-    for level, following in zip(levels, levels[1:]):
+    for level, following in pairwise(levels):
         x_hat, hat = churn(x, level, levels, noise, S_churn, S_min, S_max, S_noise)
         x0 = denoise(x_hat, hat)
         u, s, t = x_hat / hat.alpha, hat.sigma_ve, following.sigma_ve

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from ..denoiser import Denoiser, State
 from ..process import Levels
@@ -25,7 +26,7 @@ def heun(
 
     The trial point is evaluated but never written to memory: only the network's input is.
     """
-    for level, following in zip(levels, levels[1:]):
+    for level, following in pairwise(levels):
         x_hat, hat = churn(x, level, levels, noise, S_churn, S_min, S_max, S_noise)
         x0 = denoise(x_hat, hat)
         u, s, t = x_hat / hat.alpha, hat.sigma_ve, following.sigma_ve

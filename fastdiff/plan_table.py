@@ -1,0 +1,55 @@
+"""A plan as a table a person can read."""
+
+from __future__ import annotations
+
+from .plan import Call, Launch, Plan
+from .trace import Apply, Evaluate, Report
+
+
+def describe(plan: Plan, state_bytes: int = 4) -> str:
+    """The plan as a table: what every launch reads, draws and writes, and what is called after it."""
+    head = f"{'launch':>6}  {'reads':<28} {'draws':<8} {'writes':<34} {'B/elem':>6}  then"
+    lines = [head, "-" * len(head)]
+    count = 0
+    pending: tuple[str, ...] = ()
+
+    def flush(then: str) -> None:
+        nonlocal pending
+        left = pending or ("", "", "", "", "")
+        lines.append(f"{left[0]:>6}  {left[1]:<28} {left[2]:<8} {left[3]:<34} {left[4]:>6}  {then}".rstrip())
+        pending = ()
+
+    total = 0
+    for item in plan.items:
+        if isinstance(item, Launch):
+            if pending:
+                flush("")
+            reads = [plan.names[s] for s in item.inputs]
+            if item.variance is not None:
+                reads.append(plan.names[item.variance])
+            writes = [output.name for output in item.outputs]
+            size = state_bytes * (len(reads) + len(writes))
+            total += size
+            drawn = ", ".join(f"z{k}" for k in item.draws)
+            clip = " (clip)" if item.clip else ""
+            pending = (str(count), ", ".join(reads) or "-", drawn or "-", ", ".join(writes) + clip, str(size))
+            count += 1
+        else:
+            flush(_describe_call(item, plan))
+    if pending:
+        flush("end")
+    lines.append(
+        f"{count} launches, {plan.evaluations} network evaluations, "
+        f"{total} bytes per element with a {8 * state_bytes}-bit state"
+    )
+    return "\n".join(lines)
+
+
+def _describe_call(call: Call, plan: Plan) -> str:
+    event = call.event
+    if isinstance(event, Evaluate):
+        return f"{plan.names[call.output]} = network at sigma {event.level.sigma_ve:.4g}"  # type: ignore[index]
+    if isinstance(event, Report):
+        return f"report step {event.step}"
+    what = "denoised_fn" if isinstance(event, Apply) else "guidance"
+    return f"{plan.names[call.output]} = {what}"  # type: ignore[index]
