@@ -1,0 +1,36 @@
+"""Nothing recorded is silently missing: every folder and family is known, every case is tested in exactly one file."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import test_edm, test_epsilon_scaling, test_guided_diffusion
+from .cases import KNOWN_FAMILIES, ROOT, all_cases, data_folders
+from .registry import PARTS, ROUTE_RUNNERS, TABLE_RUNNERS
+
+
+def test_every_folder_is_known():
+    if not data_folders():
+        pytest.skip(f"no recorded cases in {ROOT} (set FASTDIFF_CONFORMANCE)")
+    assert set(data_folders()) <= set(KNOWN_FAMILIES)
+
+
+@pytest.mark.parametrize("folder", sorted(KNOWN_FAMILIES))
+def test_every_family_is_known(folder):
+    assert {case.family for case in all_cases(folder)} <= KNOWN_FAMILIES[folder]
+
+
+@pytest.mark.parametrize("folder", sorted(KNOWN_FAMILIES))
+def test_case_ids_are_unique(folder):
+    ids = [case.id for case in all_cases(folder)]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_implemented_family_is_tested_in_one_file():
+    tested = [*test_edm.FAMILIES, *test_guided_diffusion.FAMILIES, *test_epsilon_scaling.FAMILIES]
+    assert sorted(tested) == sorted([*TABLE_RUNNERS, *ROUTE_RUNNERS])
+
+
+def test_runners_belong_to_known_families():
+    for folder, family in [*TABLE_RUNNERS, *ROUTE_RUNNERS, *PARTS]:
+        assert family in KNOWN_FAMILIES[folder]

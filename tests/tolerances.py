@@ -1,0 +1,13 @@
+"""Every numerical tolerance of the test suite that is not written in the recorded cases themselves."""
+
+FLOAT32_STATE = 2e-5
+"""Largest difference between a run with a float32 state and the same run in float64, relative to the largest value."""
+
+FLOAT32_GRID = 2e-6
+"""A float64 noise schedule against the reference's own float32 evaluation (edm/SPEC.md, section 12)."""
+
+CLOSED_FORM = 1e-12
+"""Samples of a closed-form float64 model across batch sizes, thread counts and backends."""
+
+NORMAL = 1e-6
+"""A normal of the noise contract against a float64 evaluation of the same formula."""
