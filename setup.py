@@ -33,8 +33,9 @@ class NinjaBuild(build_ext):
         outputs = {e.name: Path(self.get_ext_fullpath(e.name)).resolve() for e in self.extensions}
         package = outputs["fastdiff._host"].parent
         package.mkdir(parents=True, exist_ok=True)
-        if "fastdiff._cuda" not in outputs:  # one left by an earlier build must not slip into this wheel
-            (package / "_cuda.abi3.so").unlink(missing_ok=True)
+        if "fastdiff._cuda" not in outputs:  # one that an earlier build left must not be taken for this build's
+            for folder in (package, ROOT / "fastdiff") if self.inplace else (package,):
+                (folder / "_cuda.abi3.so").unlink(missing_ok=True)
         file = temp / "build.ninja"
         ninja_file.write_if_changed(file, ninja_file.NinjaFile(TOOLCHAIN, temp, outputs).text())
         command = [toolchain.find_ninja(), "-f", str(file)]

@@ -84,7 +84,7 @@ class NinjaFile:
         ]
         include = ["-DUSE_CUDA", "-isystem", str(cuda.home / "include")]
         objects.append(self._cxx(CSRC / "ops_cuda.cpp", [*abi, *include]))
-        libraries = [*torch_libraries, str(toolchain.cuda_runtime(cuda)), "-Wl,--no-as-needed"]
+        libraries = [*torch_libraries, str(toolchain.cuda_runtime(cuda))]
         if self.tools.torch.cuda:
             libraries += ["-ltorch_cuda"]
         else:  # a CPU-only torch has no libtorch_cuda: an empty one gives the entry that the loader will need
@@ -100,7 +100,7 @@ class NinjaFile:
             "COMPILER": toolchain.compiler_version(self.tools.cxx),
             "TORCH": self.tools.torch.version,
             "CUDA": cuda.version if cuda else "",
-            "ARCHS": " ".join(f.split("code=")[1] for f in toolchain.gencode_flags(cuda)) if cuda else "",
+            "ARCHS": " ".join(f.split(",code=")[1] for f in toolchain.gencode_flags(cuda)) if cuda else "",
             "GIT": toolchain.source_commit(CSRC.parent),
             "FLAGS": " ".join(self.flags),
         }
@@ -135,7 +135,9 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 def _shared_flags() -> list[str]:
-    return ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+    if sys.platform == "darwin":
+        return ["-bundle", "-undefined", "dynamic_lookup"]
+    return ["-shared", "-Wl,--no-as-needed"]
 
 
 def _quote(arguments: Iterable[str]) -> str:
