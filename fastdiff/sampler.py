@@ -316,7 +316,7 @@ class Sampler:
         found: list[str] = []
 
         def look(step: int, level: Level | None, x: Tensor, denoised: Tensor | None) -> None:
-            bad = ~torch.isfinite(x).flatten(1).all(1)
+            bad = ~torch.isfinite(x).reshape(len(x), -1).all(1)
             if not found and bool(bad.any()):
                 where = (
                     "in the starting state" if level is None else f"first in step {step} (sigma {level.sigma_ve:.4g})"

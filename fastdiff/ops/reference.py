@@ -73,7 +73,8 @@ def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     u = a 2^-32 + 2^-33 in float32, v = (b + 1/2) 2^-32 turns, of which the integer b gives the quadrant exactly.
     """
     u = a.to(torch.float32) * 2.0**-32 + 2.0**-33
-    radius = torch.sqrt(minus_two_log(u))
+    # torch.sqrt of float32 may go to a vector library that is not correctly rounded; through float64 it is.
+    radius = torch.sqrt(minus_two_log(u).double()).float()
     x = (((b << 2) | 2) & _LOW).to(torch.int32).to(torch.float32) * 2.0**-31
     z = x * x
     sin, cos = _polynomial(z, SIN) * x, _polynomial(z, COS)
@@ -93,7 +94,7 @@ def normal(seeds: Tensor, shape: Sequence[int], draw: int = 0) -> Tensor:
     key = (seeds & _LOW)[:, None], ((seeds >> 32) & _LOW)[:, None]
     a, b, c, d = philox4x32_10((groups, torch.full_like(groups, draw), 0 * groups, 0 * groups), key)
     lanes = torch.stack((*box_muller(a, b), *box_muller(c, d)), dim=-1)
-    return lanes.reshape(len(seeds), -1)[:, :numel].reshape(shape)
+    return lanes.reshape(len(seeds), 4 * groups.shape[1])[:, :numel].reshape(shape)
 
 
 # --- combine and sum_squares ------------------------------------------------------------------------------------------
@@ -184,4 +185,4 @@ def sum_squares(
     """Per-sample sum of squares of one combination, accumulated in float64: [B]."""
     columns = _columns(inputs, table, seeds, draws, inputs[0].shape)
     y = _linear(table[:1] if rows is None else table[rows], columns)
-    return y.double().square().flatten(1).sum(1)
+    return y.double().square().reshape(len(y), math.prod(y.shape[1:])).sum(1)

@@ -49,6 +49,9 @@ def combine_out(
         _require(y.shape == shape, f"combine_out: out[{m}] must have shape {list(shape)}, got {list(y.shape)}")
         _require(y.dtype in DTYPES.values(), f"combine_out: out[{m}] must be a floating tensor, got {y.dtype}")
         _require(y.is_contiguous(), f"combine_out: out[{m}] must be contiguous")
+        for name, x in [*((f"inputs[{j}]", x) for j, x in enumerate(inputs)), ("learned_variance", learned_variance)]:
+            overlap = x is not None and _overlap(x, y)
+            _require(not overlap, f"combine_out: out[{m}] must not share memory with {name}")
     reference.combine(inputs, table, rows, seeds, draws, learned_variance, clip, out)
 
 
@@ -87,6 +90,19 @@ def _require(condition: bool, message: str) -> None:
         raise RuntimeError(f"fastdiff::{message}")
 
 
+def _overlap(x: Tensor, y: Tensor) -> bool:
+    """Whether the address ranges of two tensors overlap."""
+
+    def span(t: Tensor) -> tuple[int, int]:
+        last = sum((n - 1) * s for n, s in zip(t.shape, t.stride()))
+        return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
+
+    if x.numel() == 0 or y.numel() == 0:
+        return False
+    (x0, x1), (y0, y1) = span(x), span(y)
+    return x0 < y1 and y0 < x1
+
+
 def _check_draws(op: str, draws: Sequence[int]) -> None:
     _require(all(0 <= k < 2**32 for k in draws), f"{op}: draws must be from 0 to 2^32 - 1, got {list(draws)}")
 
@@ -113,7 +129,7 @@ def _check(
     shape: torch.Size,
     outputs: int,
 ) -> None:
-    _require(len(shape) > 0, f"{op}: tensors must have shape [B, ...], got a scalar")
+    _require(len(shape) > 0, f"{op}: inputs and outputs must have shape [B, ...], got a scalar")
     _require(len(inputs) <= MAX_INPUTS, f"{op}: inputs must hold at most {MAX_INPUTS} tensors, got {len(inputs)}")
     _require(len(draws) <= MAX_DRAWS, f"{op}: draws must hold at most {MAX_DRAWS} numbers, got {len(draws)}")
     _require(1 <= outputs <= MAX_OUTPUTS, f"{op}: there must be 1 to {MAX_OUTPUTS} outputs, got {outputs}")
