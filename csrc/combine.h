@@ -8,6 +8,10 @@
 // T is float or double. Sums run from the left, every operation is rounded by itself, NaN passes through the clamp.
 #pragma once
 
+#if !defined(__CUDA_ARCH__)
+#include <cmath>
+#endif
+
 #include "philox.h"
 
 namespace fastdiff {

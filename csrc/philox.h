@@ -16,10 +16,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if !defined(__CUDA_ARCH__)
-#include <cmath>
-#endif
-
 #if defined(__CUDACC__)
 #define FD_HD __host__ __device__ __forceinline__
 #else
@@ -40,8 +36,8 @@ FD_HD double mul(double a, double b) { return __dmul_rn(a, b); }
 FD_HD double add(double a, double b) { return __dadd_rn(a, b); }
 FD_HD double sub(double a, double b) { return __dsub_rn(a, b); }
 FD_HD float square_root(float a) { return __fsqrt_rn(a); }
-FD_HD float float_of(std::int32_t a) { return __int2float_rn(a); }
-FD_HD float float_of(std::uint32_t a) { return __uint2float_rn(a); }
+FD_HD float unit_of(std::uint32_t a) { return __fmul_rn(__uint2float_rn(a), 0x1p-32f); }
+FD_HD float float_of_signed(std::uint32_t a) { return __int2float_rn(static_cast<std::int32_t>(a)); }
 FD_HD std::uint32_t bits_of(float a) { return __float_as_uint(a); }
 FD_HD float float_from_bits(std::uint32_t a) { return __uint_as_float(a); }
 FD_HD std::uint32_t high_product(std::uint32_t a, std::uint32_t b) { return __umulhi(a, b); }
@@ -52,13 +48,13 @@ FD_HD float sub(float a, float b) { return a - b; }
 FD_HD double mul(double a, double b) { return a * b; }
 FD_HD double add(double a, double b) { return a + b; }
 FD_HD double sub(double a, double b) { return a - b; }
-FD_HD float square_root(float a) { return std::sqrt(a); }
-FD_HD float float_of(std::int32_t a) { return static_cast<float>(a); }
-// Two exact halves and one rounding: what a hardware uint32 -> float32 gives, and it vectorises without one.
-FD_HD float float_of(std::uint32_t a) {
-  const float high = static_cast<float>(static_cast<std::int32_t>(a >> 16)) * 65536.0f;
-  return high + static_cast<float>(static_cast<std::int32_t>(a & 0xffffu));
+FD_HD float square_root(float a) { return __builtin_sqrtf(a); }
+// a 2^-32 rounded to nearest: two exact halves and one rounding, because not every machine converts unsigned numbers.
+FD_HD float unit_of(std::uint32_t a) {
+  const float high = static_cast<float>(static_cast<std::int32_t>(a >> 16)) * 0x1p-16f;
+  return high + static_cast<float>(static_cast<std::int32_t>(a & 0xffffu)) * 0x1p-32f;
 }
+FD_HD float float_of_signed(std::uint32_t a) { return static_cast<float>(static_cast<std::int32_t>(a)); }
 FD_HD std::uint32_t bits_of(float a) {
   std::uint32_t bits;
   std::memcpy(&bits, &a, sizeof bits);
@@ -73,6 +69,12 @@ FD_HD std::uint32_t high_product(std::uint32_t a, std::uint32_t b) {
   return static_cast<std::uint32_t>((static_cast<std::uint64_t>(a) * b) >> 32);
 }
 #endif
+
+FD_HD std::uint32_t shift_right_signed(std::uint32_t a, int count) {
+  return static_cast<std::uint32_t>(static_cast<std::int32_t>(a) >> count);
+}
+// yes where the top bit of `flag` is set, else no
+FD_HD float choose(std::uint32_t flag, float yes, float no) { return (flag & 0x80000000u) != 0 ? yes : no; }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Philox4x32-10
@@ -113,28 +115,24 @@ FD_HD Words4 philox4x32_10(Words4 counter, Key key) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Box-Muller
+// Box-Muller. Real and Word are float and std::uint32_t, or the packs of them in cpu/simd.h.
 // ---------------------------------------------------------------------------------------------------------------------
 
-struct Normals2 {
-  float first, second;
-};
-
-struct Normals4 {
-  float z0, z1, z2, z3;
+template <class Real>
+struct Pair {
+  Real first, second;
 };
 
 // -2 ln u for u in [2^-33, 1]: u = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1,
 // -2 ln(1 + f) = f^2 (1 + f Q(f)) - 2f with Q minimax for the error of the square root (7.5e-8),
 // -2 ln 2 = -1.38671875 (few bits: times e exact) + 4.2438888e-4. Never negative.
-FD_HD float minus_two_log(float u) {
-  const std::uint32_t bits = bits_of(u);
-  const std::uint32_t above = bits - 0x3f3504f3u;                               // 0x3f3504f3 = sqrt(1/2)
-  const std::int32_t exponent = static_cast<std::int32_t>(above) >> 23;         // arithmetic shift: -33 .. 0
-  const float f = sub(float_from_bits(bits - (above & 0xff800000u)), 1.0f);
-  const float e = float_of(exponent);
-  float q = 0.20887454f;
-  q = sub(mul(q, f), 0.32521993f);
+template <class Real>
+FD_HD Real minus_two_log(Real u) {
+  const auto bits = bits_of(u);
+  const auto above = bits - 0x3f3504f3u;  // of sqrt(1/2)
+  const Real e = float_of_signed(shift_right_signed(above, 23));
+  const Real f = sub(float_from_bits(bits - (above & 0xff800000u)), 1.0f);
+  Real q = sub(mul(f, 0.20887454f), 0.32521993f);
   q = add(mul(q, f), 0.3427833f);
   q = sub(mul(q, f), 0.39782923f);
   q = add(mul(q, f), 0.4996272f);
@@ -146,42 +144,51 @@ FD_HD float minus_two_log(float u) {
   return add(q, mul(e, -1.38671875f));
 }
 
-// Two normals of two words: u = a 2^-32 + 2^-33 and v = (b + 1/2) 2^-32 turns give sqrt(-2 ln u) (sin v, cos v).
-// v is split by integers: b = 2^30 quadrant' + r with r in [-2^29, 2^29), so v = quadrant' / 4 turns + x / 8 turns,
-// x = (2r + 1) 2^-30 in (-1, 1) rounded to float32 once; sin and cos of (pi / 4) x are minimax polynomials.
-FD_HD Normals2 box_muller(std::uint32_t a, std::uint32_t b) {
-  const float u = add(mul(float_of(a), 0x1p-32f), 0x1p-33f);
-  const float radius = square_root(minus_two_log(u));
-
+// sin and cos of (b + 1/2) 2^-32 turns. By integers, b = 2^30 quadrant + r with r in [-2^29, 2^29): the angle is
+// quadrant / 4 turns + x / 8 turns, x = (2r + 1) 2^-30 in (-1, 1) rounded to float32 once; sin and cos of (pi / 4) x
+// are minimax polynomials (5.0e-9, 4.1e-10).
+template <class Real, class Word>
+FD_HD Pair<Real> sine_cosine(Word b) {
   // (b << 2 | 2) as a signed number is 4r + 2: exactly twice 2r + 1, so the conversion rounds as that of 2r + 1.
-  const float x = mul(float_of(static_cast<std::int32_t>((b << 2) | 2u)), 0x1p-31f);
-  const float z = mul(x, x);
-  float s = -3.5579415e-5f;
-  s = add(mul(s, z), 2.4893708e-3f);
+  const Real x = mul(float_of_signed((b << 2) | 2u), 0x1p-31f);
+  const Real z = mul(x, x);
+  Real s = add(mul(z, -3.5579415e-5f), 2.4893708e-3f);
   s = sub(mul(s, z), 8.074513e-2f);
   s = add(mul(s, z), 0.7853981f);
   s = mul(s, x);
-  float c = 3.4905204e-6f;
-  c = sub(mul(c, z), 3.2586334e-4f);
+  Real c = sub(mul(z, 3.4905204e-6f), 3.2586334e-4f);
   c = add(mul(c, z), 1.5854282e-2f);
   c = sub(mul(c, z), 0.30842513f);
   c = add(mul(c, z), 1.0f);
-
   // quadrant 0: (s, c)   1: (c, -s)   2: (-s, -c)   3: (-c, s)
-  const std::uint32_t turned = b + 0x20000000u;
-  const bool odd = (turned & 0x40000000u) != 0;
-  const std::uint32_t sine = odd ? bits_of(c) : bits_of(s);
-  const std::uint32_t cosine = odd ? bits_of(s) : bits_of(c);
-  const std::uint32_t sine_sign = turned & 0x80000000u;
-  const std::uint32_t cosine_sign = (turned ^ (turned << 1)) & 0x80000000u;
-  return {mul(radius, float_from_bits(sine ^ sine_sign)), mul(radius, float_from_bits(cosine ^ cosine_sign))};
+  const Word turned = b + 0x20000000u;
+  const Word odd = turned << 1;
+  const Word sine_sign = turned & 0x80000000u;
+  const Word cosine_sign = (turned ^ odd) & 0x80000000u;
+  return {float_from_bits(bits_of(choose(odd, c, s)) ^ sine_sign),
+          float_from_bits(bits_of(choose(odd, s, c)) ^ cosine_sign)};
 }
+
+// Two normals of two words: u = a 2^-32 + 2^-33 and v = (b + 1/2) 2^-32 turns give sqrt(-2 ln u) (sin v, cos v).
+template <class Real, class Word>
+FD_HD Pair<Real> box_muller(Word a, Word b) {
+  const Real u = add(unit_of(a), 0x1p-33f);
+  const Real radius = square_root(minus_two_log(u));
+  const Pair<Real> unit = sine_cosine<Real>(b);
+  return {mul(radius, unit.first), mul(radius, unit.second)};
+}
+
+FD_HD Pair<float> box_muller(std::uint32_t a, std::uint32_t b) { return box_muller<float, std::uint32_t>(a, b); }
+
+struct Normals4 {
+  float z0, z1, z2, z3;
+};
 
 // The normals of elements 4 * group .. 4 * group + 3 of the sample with this seed.
 FD_HD Normals4 normals4(std::uint64_t seed, std::uint32_t draw, std::uint32_t group) {
   const Words4 words = philox4x32_10({group, draw, 0u, 0u}, key_of(seed));
-  const Normals2 front = box_muller(words.a, words.b);
-  const Normals2 back = box_muller(words.c, words.d);
+  const Pair<float> front = box_muller(words.a, words.b);
+  const Pair<float> back = box_muller(words.c, words.d);
   return {front.first, front.second, back.first, back.second};
 }
 
