@@ -56,7 +56,7 @@ class TrainConfig:
 
     seed: int = 0
     device: str = "auto"  # auto: CUDA when there is one, else the CPU
-    amp: str = "auto"  # bfloat16 autocast: on, off, or auto (on with CUDA; on a CPU it is slower)
+    amp: str = "auto"  # bfloat16 (autocast), none, or auto: bfloat16 with CUDA (on a CPU it is slower)
     log_every: int = 50  # iterations per row of the loss log
     evaluate_every: int = 500  # iterations between losses of the averaged network on the held-out images
     checkpoint_every: int = 500
@@ -81,7 +81,7 @@ class TrainConfig:
             _require(0 <= getattr(self, key) < 1, key, "in [0, 1)", getattr(self, key))
         betas_ok = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _require(betas_ok, "betas", "two numbers in [0, 1)", self.betas)
-        _require(self.amp in ("auto", "on", "off"), "amp", "auto, on or off", self.amp)
+        _require(self.amp in ("auto", "bfloat16", "none"), "amp", "auto, bfloat16 or none", self.amp)
 
 
 def _require(ok: bool, key: str, wanted: str, got: Any) -> None:
@@ -132,7 +132,7 @@ def _read_yaml(file: str | Path) -> DictConfig:
 def _check_keys(origin: str, given: Any, known: dict[str, Any], prefix: str = "") -> None:
     """Refuses keys of `given` that `known` lacks, level by level, naming the nearest known key."""
     if not isinstance(given, dict):
-        return
+        raise ConfigError(f"{origin}{prefix.rstrip('.')} must be a mapping of keys to values, got {given!r}")
     for key, value in given.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]

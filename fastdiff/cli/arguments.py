@@ -51,4 +51,5 @@ SEEDS = _Seeds()
 def flag(name: str, **options: Any) -> Any:
     """A click option in both spellings: `--S_churn`, as EDM writes it, and `--S-churn`."""
     parameter = name.replace("-", "_")
-    return click.option(f"--{name.replace('_', '-')}", f"--{parameter}", parameter, **options)
+    spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{parameter}"))
+    return click.option(*spellings, parameter, **options)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -66,10 +67,17 @@ class OutputFolder:
             self._remove_made()
 
     def write(self, contents: dict[str, bytes]) -> None:
-        """Writes the files: all to temporary names first, then moved into place."""
-        with ExitStack() as moves:
-            for name, content in contents.items():
-                moves.enter_context(atomic_path(self.path / name)).write_bytes(content)
+        """Writes the files: all to temporary names first, then moved into place.
+
+        Raises:
+            click.ClickException: the disk is full, or the folder has gone; nothing half-written is left.
+        """
+        try:
+            with ExitStack() as moves:
+                for name, content in contents.items():
+                    moves.enter_context(atomic_path(self.path / name)).write_bytes(content)
+        except OSError as error:
+            raise click.ClickException(f"cannot write to {self.path}: {error.strerror or error}") from None
 
     def _remove_made(self) -> None:
         """Removes the folders that this object created, unless someone else has put something there."""

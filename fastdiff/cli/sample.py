@@ -22,21 +22,13 @@ _FILES = ("grid.png", "samples.npz")
 
 
 @click.command("sample")
-@click.option(
-    "--seeds", type=SEEDS, default="0-63", show_default=True, help="One image per seed: 0-63 or 1,5,7-9."
-)
+@click.option("--seeds", type=SEEDS, default="0-63", show_default=True, help="One image per seed: 0-63 or 1,5,7-9.")
 @click.option("--steps", type=int, default=18, show_default=True, help="Sampling steps.")
-@click.option(
-    "--solver", default="heun", show_default=True, metavar="NAME", help="heun, euler, ddim or ddpm."
-)
+@click.option("--solver", default="heun", show_default=True, metavar="NAME", help="heun, euler, ddim or ddpm.")
 @flag("epsilon-scale", type=float, default=1.0, show_default=True, help="Epsilon scaling's lambda.")
 @click.option("--outdir", default="samples", show_default=True, metavar="DIR", help="Where to write.")
-@click.option(
-    "--network", default="digits", show_default=True, metavar="FILE", help="A model file, or digits."
-)
-@click.option(
-    "--class", "label", type=int, help="Draw this class only; by default seed s draws class s mod classes."
-)
+@click.option("--network", default="digits", show_default=True, metavar="FILE", help="A model file, or digits.")
+@click.option("--class", "label", type=int, help="Draw this class only; by default seed s draws class s mod classes.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images per batch.")
 @flag("S_churn", type=float, help="Heun, Euler: amount of noise added back.")
 @flag("S_min", type=float, help="Lowest level that is churned.")
@@ -45,16 +37,24 @@ _FILES = ("grid.png", "samples.npz")
 @flag("rho", type=float, default=7.0, show_default=True, help="Exponent of the Karras schedule.")
 @flag("sigma_min", type=float, default=0.002, show_default=True, help="Lowest noise level.")
 @flag("sigma_max", type=float, default=80.0, show_default=True, help="Highest noise level.")
-@click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, or auto: CUDA when there is one."
-)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: CUDA when there is one.")
 @click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
 def command(
-    seeds: list[int], steps: int, solver: str, epsilon_scale: float, outdir: str, network: str, label: int |
-        None,
-    batch: int, rho: float, sigma_min: float, sigma_max: float, device: str, progress: bool, **solver_options:
-        float,
-) -> None:  # fmt: skip
+    seeds: list[int],
+    steps: int,
+    solver: str,
+    epsilon_scale: float,
+    outdir: str,
+    network: str,
+    label: int | None,
+    batch: int,
+    rho: float,
+    sigma_min: float,
+    sigma_max: float,
+    device: str,
+    progress: bool,
+    **solver_options: float | None,
+) -> None:
     """Draw one image per seed and write DIR/grid.png (at most 400 images) and DIR/samples.npz.
 
     The array file holds images (uint8 [N, H, W, C]), seeds, labels (-1: no class) and config, a JSON string

@@ -22,7 +22,7 @@ def command(file: str | None, outdir: str, resume: bool, progress: bool, overrid
     `fastdiff train --config digits.yaml iterations=2000 model.width=48`.
     """
     from ..config import ConfigError, load_train_config
-    from ..models.io import ModelFileError
+    from ..models import ModelFileError, read_metadata
     from ..training import Trainer
 
     try:
@@ -39,4 +39,5 @@ def command(file: str | None, outdir: str, resume: bool, progress: bool, overrid
         model = trainer.run(progress=progress)
     except FloatingPointError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"wrote {model} (held-out loss {trainer.evaluate():.4f})")
+    loss = read_metadata(model)["training"]["heldout_loss"]
+    click.echo(f"wrote {model}, held-out loss {loss:.4f}")

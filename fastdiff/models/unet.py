@@ -186,9 +186,7 @@ class UNet(nn.Module):
                 network.
         """
         if x.dim() != 4 or tuple(x.shape[1:]) != self.sample_shape:
-            raise ValueError(
-                f"UNet: x must be [B, {', '.join(map(str, self.sample_shape))}], got {list(x.shape)}"
-            )
+            raise ValueError(f"UNet: x must be [B, {', '.join(map(str, self.sample_shape))}], got {list(x.shape)}")
         phase = c_noise.to(torch.promote_types(c_noise.dtype, torch.float32)) * _NOISE_SCALE
         waves = _sinusoids(phase.expand(x.shape[0]), self.noise_channels)
         embedding = self.noise_embedding(waves.to(x.dtype))
@@ -219,9 +217,7 @@ class UNet(nn.Module):
         if labels is None:
             return torch.full((x.shape[0],), self.label_dim, device=x.device)
         if labels.dtype != torch.int64 or labels.shape != x.shape[:1]:
-            raise ValueError(
-                f"UNet: labels must be int64 [{x.shape[0]}], got {labels.dtype} {list(labels.shape)}"
-            )
+            raise ValueError(f"UNet: labels must be int64 [{x.shape[0]}], got {labels.dtype} {list(labels.shape)}")
         return torch.where(labels == -1, self.label_dim, labels)
 
 
@@ -242,9 +238,7 @@ def _check(
             raise ValueError(f"UNet: width * mults must be {wanted}, got {width * mult}")
     divisor = patch * 2 ** (len(mults) - 1)
     if image_size < 1 or image_size % divisor:
-        raise ValueError(
-            f"UNet: image_size must be a multiple of {divisor} (patch and levels), got {image_size}"
-        )
+        raise ValueError(f"UNet: image_size must be a multiple of {divisor} (patch and levels), got {image_size}")
     if any(level not in range(len(mults)) for level in attention):
         raise ValueError(f"UNet: attention must name levels 0 to {len(mults) - 1}, got {list(attention)}")
     if embedding < 1:

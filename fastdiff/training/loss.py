@@ -10,9 +10,7 @@ from torch import Tensor
 __all__ = ["draw_sigma", "edm_loss"]
 
 
-def draw_sigma(
-    batch: int, P_mean: float = -1.2, P_std: float = 1.2, device: torch.device | str = "cpu"
-) -> Tensor:
+def draw_sigma(batch: int, P_mean: float = -1.2, P_std: float = 1.2, device: torch.device | str = "cpu") -> Tensor:
     """float32 [batch] noise levels: ln(sigma) is normal with mean `P_mean` and standard deviation `P_std`."""
     return torch.exp(P_mean + P_std * torch.randn(batch, device=device))
 

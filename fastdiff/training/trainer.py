@@ -61,7 +61,7 @@ class Trainer:
         if self.checkpoint.exists() and not resume:
             raise FileExistsError(f"{self.checkpoint} exists: resume it, or choose another folder")
         self.device = _device(config.device)
-        self.amp = config.amp == "on" or (config.amp == "auto" and self.device.type == "cuda")
+        self.amp = config.amp == "bfloat16" or (config.amp == "auto" and self.device.type == "cuda")
         self.train_set = datasets.load(config.data, "train")
         self.test_set = datasets.load(config.data, "test")
         self.images = self.train_set.images.to(self.device)
@@ -102,11 +102,12 @@ class Trainer:
             The model file, written when the last iteration is done.
 
         Raises:
-            FloatingPointError: the loss is NaN or infinite; the message names the iteration. The last
+            FloatingPointError: the loss or a gradient is NaN or infinite; the message names the iteration. The last
                 checkpoint holds finite weights.
         """
         config = self.config
         end = config.iterations if until is None else min(until, config.iterations)
+        heldout: float | None = None
         losses: list[Tensor] = []
         norms: list[Tensor] = []
         clock = time.perf_counter()
@@ -119,8 +120,7 @@ class Trainer:
                 done = self.iteration == end
                 save_now = done or self.iteration % config.checkpoint_every == 0
                 if save_now or self.iteration % config.log_every == 0:
-                    mean = self._mean_loss(losses)
-                    norm_mean = torch.stack(norms).mean().item()
+                    mean, norm_mean = self._means(losses, norms)
                     speed = len(losses) * config.batch / (time.perf_counter() - clock)
                     bar.set_postfix({"loss": f"{mean:.4f}", "img/s": round(speed)})
                     heldout = self.evaluate() if done or self.iteration % config.evaluate_every == 0 else None
@@ -130,8 +130,12 @@ class Trainer:
                     self._save_checkpoint()
         file = self.outdir / "model.safetensors"
         if self.iteration == config.iterations:
-            training = {"config": config.as_dict(), "images": len(self.train_set), "torch": torch.__version__}
-            training["heldout_loss"] = self.evaluate()
+            training = {
+                "config": config.as_dict(),
+                "images": len(self.train_set),
+                "torch": torch.__version__,
+                "heldout_loss": self.evaluate() if heldout is None else heldout,
+            }
             save(file, self.ema, {"prediction": "edm", "sigma_data": config.sigma_data, "training": training})
         return file
 
@@ -145,9 +149,7 @@ class Trainer:
             noise = torch.randn(images.shape)
         total = 0.0
         for part in torch.arange(len(images)).split(500):
-            image, level, epsilon, label = (
-                tensor[part].to(self.device) for tensor in (images, sigma, noise, labels)
-            )
+            image, level, epsilon, label = (tensor[part].to(self.device) for tensor in (images, sigma, noise, labels))
             known = label if config.conditional else None
             total += edm_loss(self.ema, image, level, epsilon, known, config.sigma_data).sum().item()
         return total / len(images)
@@ -198,19 +200,19 @@ class Trainer:
         generator = torch.Generator().manual_seed(_mix(self.config.seed, "epoch", epoch))
         return torch.randperm(len(self.train_set), generator=generator)
 
-    def _mean_loss(self, losses: list[Tensor]) -> float:
-        """The mean of the losses since the last row of the log, unless one of them is not finite."""
-        values = torch.stack(losses)
-        bad = (~values.isfinite()).nonzero()
+    def _means(self, losses: list[Tensor], norms: list[Tensor]) -> tuple[float, float]:
+        """Mean loss and gradient norm since the last row of the log, if all of them are finite."""
+        values = torch.stack([torch.stack(losses), torch.stack(norms)])
+        bad = (~values.isfinite()).any(0).nonzero()
         if len(bad):
-            iteration = self.iteration - len(losses) + int(bad[0])
-            message = (
-                f"the loss is {values[bad[0]].item()} at iteration {iteration}; try a lower learning_rate"
-            )
+            loss, norm = values[:, bad[0, 0]].tolist()
+            iteration = self.iteration - len(losses) + int(bad[0, 0])
+            message = f"loss {loss}, gradient norm {norm} at iteration {iteration}; try a lower learning_rate"
             if self.checkpoint.exists():
                 message += f" ({self.checkpoint} holds the last finite state)"
             raise FloatingPointError(message)
-        return values.mean().item()
+        mean, norm = values.mean(1).tolist()
+        return mean, norm
 
     def _state(self) -> dict[str, Tensor]:
         """Every tensor a resumed run needs, by name."""

@@ -1,0 +1,73 @@
+"""Configurations: sources and their order, the nearest known key, ranges."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import pytest
+
+from fastdiff.config import ConfigError, TrainConfig, load_train_config
+
+
+def test_defaults_file_and_overrides_in_that_order(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("iterations: 7\nlearning_rate: 1e-3\nmodel:\n  width: 16\n")
+    config = load_train_config(file, ["iterations=9", "model.mults=[1,2,4]", "betas=[0.9,0.95]"])
+    assert (config.iterations, config.learning_rate, config.batch) == (9, 1e-3, TrainConfig().batch)
+    assert (config.model.width, config.model.mults, config.betas) == (16, [1, 2, 4], [0.9, 0.95])
+
+
+def test_as_dict_round_trips(tmp_path):
+    config = load_train_config(None, ["seed=3"])
+    overrides = [f"{key}={value}" for key, value in config.as_dict().items() if key != "model"]
+    assert load_train_config(None, overrides).as_dict() == config.as_dict()
+
+
+def test_the_shipped_configuration_is_valid():
+    assert load_train_config(str(resources.files("fastdiff.assets") / "digits.yaml")).data == "digits16"
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("learning_rat=1", "unknown key learning_rat; did you mean learning_rate?"),
+        ("p_mean=1", "unknown key p_mean; did you mean P_mean?"),
+        ("model.withd=8", "unknown key model.withd; did you mean model.width?"),
+        ("batch.size=8", "batch"),
+        ("zzz=1", "unknown key zzz; did you mean"),
+        ("batch=many", "batch: .*'many'"),
+        ("model=big", "model must be a mapping of keys to values, got 'big'"),
+        ("batch", "expected key=value, got 'batch'"),
+        ("iterations=0", "iterations must be at least 1, got 0"),
+        ("seed=-1", "seed must be at least 0"),
+        ("learning_rate=nan", "learning_rate must be positive and finite"),
+        ("learning_rate=0", "learning_rate must be positive"),
+        ("sigma_data=inf", "sigma_data must be positive and finite"),
+        ("ema=1", r"ema must be in \[0, 1\), got 1.0"),
+        ("label_dropout=1.5", "label_dropout must be in"),
+        ("betas=[0.9]", "betas must be two numbers"),
+        ("amp=fp16", "amp must be auto, bfloat16 or none, got 'fp16'"),
+    ],
+)
+def test_a_bad_override_is_named_in_one_line(override, wanted):
+    with pytest.raises(ConfigError, match=wanted) as caught:
+        load_train_config(None, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "5\n"])
+def test_a_bad_file_is_named_in_one_line(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.yaml") as caught:
+        load_train_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("iteration: 5\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml: unknown key iteration; did you mean iterations\?"):
+        load_train_config(file)
+    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot be read"):
+        load_train_config(tmp_path / "absent.yaml")
