@@ -1,7 +1,12 @@
 """Every numerical tolerance of the test suite that is not written in the recorded cases themselves."""
 
+import torch
+
 FLOAT32_STATE = 2e-5
 """Largest difference between a run with a float32 state and the same run in float64, relative to the largest value."""
+
+FLOAT32_FLOOR_FACTOR = 4
+"""How many times the change caused by rounding only the network's outputs to float32 a float32 run may differ."""
 
 FLOAT32_GRID = 2e-6
 """A float64 noise schedule against the reference's own float32 evaluation (edm/SPEC.md, section 12)."""
@@ -11,3 +16,6 @@ CLOSED_FORM = 1e-12
 
 NORMAL = 1e-6
 """A normal of the noise contract against a float64 evaluation of the same formula."""
+
+ROUNDING = {torch.float32: 4e-6, torch.float64: 1e-14}
+"""A short sum of products against float64, relative to the largest value."""

@@ -26,7 +26,7 @@ class Mixture:
         self.log_pi = torch.as_tensor(pi, dtype=torch.float64).log()
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """E[x_0 | x = alpha x_0 + sigma z], float64, [B, ...]; alpha, sigma [B]; allowed: bool [B, K], the possible components."""
+        """E[x_0 | x = alpha x_0 + sigma z], float64 [B, ...]; alpha, sigma [B]; allowed: bool [B, K]."""
         flat, alpha, sigma = x.double().flatten(1), alpha.double()[:, None], sigma.double()[:, None]
         v = alpha**2 * self.variance + sigma**2  # [B, K]
         offset = flat[:, None, :] - alpha[:, :, None] * self.mu  # [B, K, D]
@@ -55,7 +55,7 @@ def _edm_description() -> dict[str, Any]:
 
 
 class Denoiser:
-    """D(x; sigma) of a mixture set, called as model(x, sigma, labels=None); `kind` as in the cases' model descriptions."""
+    """D(x; sigma) of a mixture set, called as model(x, sigma, labels=None); `kind` as in a case's `model.kind`."""
 
     KINDS = ("gmm", "gmm_bad", "gmm_cond", "gmm_cond_bad", "gmm_round")
 
@@ -107,13 +107,18 @@ def _alpha_bar_tables() -> dict[str, np.ndarray]:
 
 
 class DiscreteModel:
-    """A network of a discrete VP process (`vp_discrete`), called as model(x, t); [B, C, ...] or [B, 2C, ...] with a variance head."""
+    """A network of a discrete VP process (`vp_discrete`), called as model(x, t).
+
+    Its output has the shape of x, or twice the channels with a variance head (`extra`).
+    """
 
     def __init__(self, description: Mapping[str, Any]):
         if description["kind"] != "vp_discrete":
             raise ValueError(f"no rule for the model kind {description['kind']!r}")
-        if description["target"] not in ("eps", "x0", "xprev", "v") or description["extra"] not in (None, "range", "logvar"):
-            raise ValueError(f"no rule for the model {description!r}")
+        if description["target"] not in ("eps", "x0", "xprev", "v"):
+            raise ValueError(f"no rule for the model target {description['target']!r}")
+        if description["extra"] not in (None, "range", "logvar"):
+            raise ValueError(f"no rule for the variance head {description['extra']!r}")
         self.mixture = _vp_mixture(description["mixture"])
         self.table = torch.as_tensor(_alpha_bar_tables()[description["abar_table"]], dtype=torch.float64)
         self.scale = float(description["t_to_index_scale"])

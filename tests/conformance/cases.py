@@ -1,7 +1,8 @@
 """Finds the recorded cases and compares results with them.
 
-The data is a folder (FASTDIFF_CONFORMANCE, default ../shared/conformance) with one sub-folder per source of truth; each has
-an index.json that lists its cases. No case is named in code: what a test does follows from a case's family and arguments.
+The data is a folder (FASTDIFF_CONFORMANCE, default ../shared/conformance) with one sub-folder per source of truth; each
+has an index.json that lists its cases. No case is named in code: what a test does follows from a case's family and
+arguments.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ ROOT = Path(os.environ.get("FASTDIFF_CONFORMANCE") or Path(__file__).parents[3] 
 KNOWN_FAMILIES: dict[str, frozenset[str]] = {
     "edm": frozenset("model schedules edm ablation es dg sedm sedm_b kdiff kdiff_ll diffusers".split()),
     "ddpm": frozenset(
-        "beta_schedules gd_tables gd_respace gd_p_mean_variance gd_p_sample gd_ddim gd_ddim_reverse gd_vb_terms gd_calc_bpd "
-        "gd_losses gd_unit es_p_sample es_ddim ip_losses ts_adm_ddim ts_dpm ddim_repo ncsnv1_ald ncsnv2_ald ncsn_losses "
-        "sde_tables sde_pc sde_ode sde_likelihood sde_losses diffusers".split()
+        "beta_schedules gd_tables gd_respace gd_p_mean_variance gd_p_sample gd_ddim gd_ddim_reverse gd_vb_terms "
+        "gd_calc_bpd gd_losses gd_unit es_p_sample es_ddim ip_losses ts_adm_ddim ts_dpm ddim_repo ncsnv1_ald "
+        "ncsnv2_ald ncsn_losses sde_tables sde_pc sde_ode sde_likelihood sde_losses diffusers".split()
     ),
     "checkpoints": frozenset("edm edm-layer guided-diffusion dg score-sde diffusers invalid".split()),
 }
@@ -90,7 +91,8 @@ def all_cases(folder: str) -> tuple[Case, ...]:
     if "fixtures" in content:
         return tuple(_checkpoint_cases(folder, content["fixtures"]))
     return tuple(
-        Case(folder, entry["family"], entry["id"].removeprefix(entry["family"] + "/"), entry) for entry in content["cases"]
+        Case(folder, entry["family"], entry["id"].removeprefix(entry["family"] + "/"), entry)
+        for entry in content["cases"]
     )
 
 
@@ -113,7 +115,7 @@ def case_params(
     keep: Callable[[Case], bool] = lambda case: True,
     mark: Callable[[Case], Any] | None = None,
 ) -> list[Any]:
-    """pytest parameters, one per case of `families` that `keep` accepts; one skipped parameter if the folder is missing."""
+    """pytest parameters: the cases of `families` that `keep` accepts; a skipped one if the folder is missing."""
     if not (ROOT / folder / "index.json").is_file():
         reason = f"no recorded cases in {ROOT / folder} (set FASTDIFF_CONFORMANCE)"
         return [pytest.param(None, id=f"{folder}/missing", marks=pytest.mark.skip(reason=reason))]
@@ -135,7 +137,7 @@ def as_array(value: Any) -> np.ndarray:
 
 
 def error(folder: str, got: Any, want: Any) -> float:
-    """The folder's own measure of difference (section "Tolerances" / "Comparison" of its SPEC.md); inf for other shapes or NaN."""
+    """The measure of difference of the folder's SPEC.md; inf for NaN or another shape."""
     mine, recorded = as_array(got), as_array(want)
     if mine.shape != recorded.shape:
         return math.inf

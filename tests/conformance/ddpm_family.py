@@ -11,14 +11,14 @@ from torch import Tensor
 import fastdiff
 from fastdiff import ops
 from fastdiff.denoiser import Denoiser, TensorEngine
-from fastdiff.process import GaussianTables
 from fastdiff.prediction import PreviousX, get_prediction
+from fastdiff.process import GaussianTables
 from fastdiff.solvers.ddpm import log_variance
 
 from .analytic import DiscreteModel
 from .cases import Case, compare
 from .expressions import function_of_x
-from .replay import ROUTES, Calls, run
+from .replay import ROUTES, Calls, check_float32_state, run
 from .tables import chain, gaussian_tables
 
 CHAIN_DEFAULTS = {
@@ -48,7 +48,7 @@ def loop_arguments(case: Case) -> dict[str, Any]:
 
 
 def guidance(a: dict[str, Any]) -> None:
-    """The guidance term of a case. guided-diffusion's classifier guidance (of the mean, of eps) has no counterpart yet."""
+    """The guidance term of a case; guided-diffusion's classifier guidance has no counterpart yet."""
     if a["classifier_scale"] is not None:
         raise NotImplementedError("classifier guidance of the mean (p_sample) and of eps (ddim)")
 
@@ -95,7 +95,7 @@ def sampler_options(case: Case) -> dict[str, Any]:
     return options
 
 
-def replay(case: Case, route: str, dtype: torch.dtype | None = None) -> dict[str, Any]:
+def replay(case: Case, route: str, dtype: torch.dtype | None = None, rounded: bool = False) -> dict[str, Any]:
     """Everything the reference records of a run: states, predicted x_0, calls of the model, tables."""
     options = sampler_options(case)
     data = case.arrays
@@ -105,6 +105,7 @@ def replay(case: Case, route: str, dtype: torch.dtype | None = None) -> dict[str
         data["x_init"],
         noise=data.get("noise"),
         dtype=dtype or (torch.float32 if case.float32 else torch.float64),
+        rounded=rounded,
         **options,
     )
     scales = fastdiff.exposure.epsilon_scales(options["epsilon_scale"], done.sampler.levels.steps)
@@ -121,10 +122,20 @@ def replay(case: Case, route: str, dtype: torch.dtype | None = None) -> dict[str
 
 def check(case: Case, route: str) -> None:
     """gd_p_sample, gd_ddim, gd_ddim_reverse, es_p_sample and es_ddim."""
-    compare(case, replay(case, route), case.tolerance, inputs=("x_init", "noise"), label=route)
+    label = f"{route}, reference in float32" if case.float32 else route
+    compare(case, replay(case, route), case.tolerance, inputs=("x_init", "noise"), label=label)
 
 
-# --- p_mean_variance: one step, every sample at a level of its own -----------------------------------------------------
+def check_float32(case: Case, route: str) -> None:
+    """The same cases with a float32 state."""
+    check_float32_state(case, route, replay, "x_steps")
+
+
+# --- p_mean_variance: one step, every sample at a level of its own ----------------------------------------------------
+
+
+def _no_noise(draw: int, step: int) -> Tensor:
+    raise AssertionError("nothing is drawn here")
 
 
 class PosteriorRows:
@@ -163,7 +174,9 @@ class PosteriorRows:
 
     def compiled(self, x: Tensor, output: Tensor, head: Tensor | None, t: Tensor, backend: str) -> dict[str, Tensor]:
         """The four results from launches of the kernel with `rows=t`."""
-        mean, x0 = ops.combine([x, output], self.mean_rows(), rows=t, clip=True, out_dtypes=[self.dtype] * 2, backend=backend)
+        mean, x0 = ops.combine(
+            [x, output], self.mean_rows(), rows=t, clip=True, out_dtypes=[self.dtype] * 2, backend=backend
+        )
         ones = torch.ones_like(x)
         if head is None:
             table = self.rows([[b] for b in self.log_b])
@@ -181,13 +194,17 @@ class PosteriorRows:
         results: dict[str, list[Tensor]] = {"mean": [], "variance": [], "log_variance": [], "pred_xstart": []}
         for b, i in enumerate(t.tolist()):
             state, raw = x[b : b + 1], output[b : b + 1]
-            engine = TensorEngine(lambda x, time, raw=raw: raw, [], lambda draw, step: state)
+            engine = TensorEngine(lambda x, time, raw=raw: raw, [], _no_noise)
             denoise = Denoiser(engine, self.prediction, self.levels, [1.0], clip=self.clip)
             x0 = denoise(state, self.level(i))
             mean = raw if isinstance(self.prediction, PreviousX) else self.q.posterior_mean_coef1[i] * x0
             if not isinstance(self.prediction, PreviousX):
                 mean = mean + self.q.posterior_mean_coef2[i] * state
-            log_var = torch.full_like(state, self.log_b[i]) if head is None else self.log_a[i] * head[b : b + 1] + self.log_b[i]
+            log_var = (
+                torch.full_like(state, self.log_b[i])
+                if head is None
+                else self.log_a[i] * head[b : b + 1] + self.log_b[i]
+            )
             variance = torch.full_like(state, self.fixed_variance()[i]) if head is None else log_var.exp()
             for name, value in zip(results, (mean, variance, log_var, x0)):
                 results[name].append(value)

@@ -12,7 +12,7 @@ from fastdiff import schedules
 
 from .analytic import Denoiser
 from .cases import Case, compare, compare_results
-from .replay import run, same_for_all
+from .replay import check_float32_state, run, same_for_all
 
 EDM_DEFAULTS = {
     "num_steps": 18,
@@ -84,7 +84,7 @@ def sampler_options(case: Case, net: Denoiser) -> dict[str, Any]:
     return options
 
 
-def replay(case: Case, route: str, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+def replay(case: Case, route: str, dtype: torch.dtype = torch.float64, rounded: bool = False) -> dict[str, Any]:
     """Everything the reference records of a run: state, grid, and every call of the denoiser."""
     net = Denoiser.of(case)
     options = sampler_options(case, net)
@@ -97,6 +97,7 @@ def replay(case: Case, route: str, dtype: torch.dtype = torch.float64) -> dict[s
         noise=data.get("noise"),
         labels=data.get("labels"),
         dtype=dtype,
+        rounded=rounded,
         **options,
     )
     return {
@@ -118,7 +119,12 @@ def check(case: Case, route: str) -> None:
     compare(case, replay(case, route), case.tolerance, inputs=INPUTS, label=route)
 
 
-# --- family model ------------------------------------------------------------------------------------------------------
+def check_float32(case: Case, route: str) -> None:
+    """The same cases with a float32 state."""
+    check_float32_state(case, route, replay, "states")
+
+
+# --- family model -----------------------------------------------------------------------------------------------------
 
 MODEL_INPUTS = ("sigma", "x", "labels", "round_in")
 GUIDANCE_PREFIXES = ("dg_", "disc_", "tau", "vp_")
@@ -160,7 +166,9 @@ def _denoised_in_one_step(case: Case, kind: str, prediction: str, route: str) ->
             solver="euler",
             sigmas=[float(sigma), 0.0],
         )
-        assert torch.equal(done.final, done.denoised[0]) or torch.allclose(done.final, done.denoised[0], rtol=1e-9, atol=1e-9)
+        assert torch.equal(done.final, done.denoised[0]) or torch.allclose(
+            done.final, done.denoised[0], rtol=1e-9, atol=1e-9
+        )
         results.append(done.final)
     return torch.stack(results)
 
@@ -169,7 +177,9 @@ def check_model(case: Case, route: str) -> None:
     """edm/model: the denoisers, through every prediction type; rounding, through the process."""
     case.arguments()
     data = case.arrays
-    wanted = {name: a for name, a in data.items() if name not in MODEL_INPUTS and not name.startswith(GUIDANCE_PREFIXES)}
+    wanted = {
+        name: a for name, a in data.items() if name not in MODEL_INPUTS and not name.startswith(GUIDANCE_PREFIXES)
+    }
     round_sigma = fastdiff.EDM(round_sigma=Denoiser(case.model["set"], "gmm_round").round_sigma)
     rounded = np.array([round_sigma.level_at_sigma(float(sigma)).sigma for sigma in data["round_in"]])
     for prediction in ("x0", "eps", "score", "edm"):

@@ -20,7 +20,8 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.UAdd: operator.pos,
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    name: getattr(torch, name) for name in ("tanh", "sin", "cos", "exp", "sqrt", "abs", "sign", "sigmoid", "clamp", "clip")
+    name: getattr(torch, name)
+    for name in ("tanh", "sin", "cos", "exp", "sqrt", "abs", "sign", "sigmoid", "clamp", "clip")
 }
 
 
@@ -38,7 +39,9 @@ def function_of_x(text: str) -> Callable[[Tensor], Tensor]:
                 return _OPERATORS[type(op)](evaluate(left, x), evaluate(right, x))
             case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
                 return _OPERATORS[type(op)](evaluate(operand, x))
-            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=arguments, keywords=[]) if (
+                name in _FUNCTIONS
+            ):
                 return _FUNCTIONS[name](*(evaluate(argument, x) for argument in arguments))
         raise ValueError(f"no rule for {ast.unparse(node)!r} in the function {text!r}")
 

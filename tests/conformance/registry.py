@@ -53,7 +53,7 @@ def run_case(case: Case) -> None:
     """Replay a case on the readable route, whatever it is.
 
     Raises:
-        NotImplementedError: there is no runner for the family, or the runner meets an argument that it has no rule for yet.
+        NotImplementedError: the family has no runner, or the runner has no rule yet for an argument.
     """
     key = (case.folder, case.family)
     if key in TABLE_RUNNERS:

@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 import fastdiff
+from fastdiff.ops import native
+
+from ..tolerances import FLOAT32_FLOOR_FACTOR, FLOAT32_STATE
+from .cases import Case, compare_results, error
 
 ROUTES: dict[str, dict[str, Any]] = {
     "readable": {"compiled": False},
@@ -19,18 +24,27 @@ ROUTES: dict[str, dict[str, Any]] = {
 }
 """The solver's own lines on tensors; the compiled plan in PyTorch; the compiled plan in C++."""
 
+ROUTE_PARAMS = [
+    pytest.param(
+        name, marks=pytest.mark.skipif(name == "cpu" and not native.available("cpu"), reason=native.reason("cpu"))
+    )
+    for name in ROUTES
+]
+
 
 @dataclass
 class Calls:
-    """A model that remembers its inputs, times and outputs, in call order."""
+    """A model that remembers its calls in order; `rounded`: it answers in float32 precision."""
 
     model: Callable[..., Tensor]
+    rounded: bool = False
     inputs: list[Tensor] = field(default_factory=list)
     times: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         out = self.model(x, t, **cond)
+        out = out.float().to(out.dtype) if self.rounded else out
         self.inputs.append(x.clone())
         self.times.append(t.clone())
         self.outputs.append(out.clone())
@@ -60,13 +74,14 @@ def run(
     noise: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     dtype: torch.dtype = torch.float64,
+    rounded: bool = False,
     **options: Any,
 ) -> Run:
     """One run from `x_init`, with entry i of `noise` [n, B, ...] for the draw of step i; `options` are the sampler's.
 
     Without `noise` the run must not draw.
     """
-    calls, denoised, levels = Calls(model), [], []
+    calls, denoised, levels = Calls(model, rounded), [], []
     sampler = fastdiff.Sampler(calls, dtype=dtype, **ROUTES[route], **options)
 
     def replayed(draw: int, step: int) -> Tensor:
@@ -86,7 +101,9 @@ def run(
         callback=look,
         return_trajectory=True,
     )
-    plain = sampler(start.shape, x_init=start, noise=replayed, labels=None if labels is None else torch.as_tensor(labels))
+    plain = sampler(
+        start.shape, x_init=start, noise=replayed, labels=None if labels is None else torch.as_tensor(labels)
+    )
     assert torch.equal(final, states[-1])
     assert torch.equal(final, plain), "a run that is looked at must end where one that is not looked at ends"
     for recorded in (calls.inputs, calls.times, calls.outputs):
@@ -101,4 +118,18 @@ def same_for_all(times: list[Tensor]) -> np.ndarray:
     return stacked[:, 0].numpy()
 
 
-Replay = Callable[..., Mapping[str, Any]]
+def check_float32_state(case: Case, route: str, replay: Callable[..., Mapping[str, Any]], states: str) -> None:
+    """A run with a float32 state against the same run in float64.
+
+    The samples stay within the tolerance. So do the states on the way there, except where float32 itself does not allow
+    it: with x_0 = (x - sigma eps) / alpha and alpha = 5e-5, say, rounding nothing but the network's outputs changes x_0
+    by 1e-3. That change is measured, and a few times as much is allowed.
+    """
+    exact = replay(case, route)
+    single = replay(case, route, torch.float32)
+    rounded = replay(case, route, rounded=True)
+    last = {"the samples": exact[states][-1]}
+    compare_results(case, {"the samples": single[states][-1]}, last, FLOAT32_STATE, label=f"float32 samples, {route}")
+    floor = error(case.folder, rounded[states], exact[states])
+    bound = max(FLOAT32_STATE, FLOAT32_FLOOR_FACTOR * floor)
+    compare_results(case, single, {states: exact[states]}, bound, label=f"float32 states, {route}")

@@ -10,8 +10,8 @@ import pytest
 
 from fastdiff import schedules
 from fastdiff.process import VP, GaussianTables
-from tolerances import FLOAT32_GRID
 
+from ..tolerances import FLOAT32_GRID
 from .cases import Case, compare, compare_results
 
 TABLE_NAMES = (
@@ -44,9 +44,17 @@ def gaussian_tables(process: VP, steps: Any) -> dict[str, np.ndarray]:
 
 
 def _ablation_grid(arguments: dict[str, Any], float32_table: bool) -> np.ndarray:
-    """The ablation sampler's grid for its `discretization`; the other arguments it is called with do not change the grid."""
+    """The ablation sampler's grid for its `discretization`; its other arguments do not change the grid."""
     options = {"num_steps": 18, "solver": "heun", "discretization": "edm", "schedule": "linear", "scaling": "none"}
-    options |= {"sigma_min": None, "sigma_max": None, "rho": 7, "epsilon_s": 1e-3, "C_1": 0.001, "C_2": 0.008, "M": 1000}
+    options |= {
+        "sigma_min": None,
+        "sigma_max": None,
+        "rho": 7,
+        "epsilon_s": 1e-3,
+        "C_1": 0.001,
+        "C_2": 0.008,
+        "M": 1000,
+    }
     unknown = sorted(set(arguments) - set(options))
     if unknown:
         raise TypeError(f"no rule for the ablation sampler's argument(s) {', '.join(unknown)}")
@@ -58,7 +66,9 @@ def _ablation_grid(arguments: dict[str, Any], float32_table: bool) -> np.ndarray
         "iddpm": (0.002, 81.0),
         "edm": (0.002, 80.0),
     }
-    limits = tuple(default if options[k] is None else options[k] for k, default in zip(("sigma_min", "sigma_max"), defaults[kind]))
+    limits = tuple(
+        default if options[k] is None else options[k] for k, default in zip(("sigma_min", "sigma_max"), defaults[kind])
+    )
     if kind == "vp":
         return schedules.vp_limits(n, *limits, eps_s)
     if kind == "iddpm":
@@ -98,7 +108,10 @@ def schedule_grids(case: Case) -> None:
 def beta_schedules(case: Case) -> None:
     """ddpm/beta_schedules: one array per schedule name."""
     a = case.arguments(beta_start=1e-4, beta_end=0.02, num_diffusion_timesteps=1000)
-    got = {name: schedules.betas(name, a["num_diffusion_timesteps"], a["beta_start"], a["beta_end"]) for name in case.arrays}
+    got = {
+        name: schedules.betas(name, a["num_diffusion_timesteps"], a["beta_start"], a["beta_end"])
+        for name in case.arrays
+    }
     compare(case, got, case.tolerance)
 
 

@@ -1,6 +1,6 @@
 """Every recorded case that fastdiff cannot replay yet, so that nothing is silently missing.
 
-Each is a strict xfail whose body really tries: the day it can be replayed the test fails until the case is moved, either by
+Each is a strict xfail whose body really tries: the day it can be replayed the test fails until the case is moved, by
 giving its family a runner or by dropping the rule that postpones it (both in `registry.py`).
 """
 
