@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ def report() -> Iterator[tuple[str, str]]:
 
 def _compiled_part() -> Iterator[tuple[str, str]]:
     try:
-        from . import _host
+        _host = import_module("fastdiff._host")
     except ImportError as error:
         reason = "none was built" if isinstance(error, ModuleNotFoundError) else f"does not load: {error}"
         yield "compiled", f"{reason}; a C++ compiler and `pip install .` from the sources make it"

@@ -109,8 +109,8 @@ def iddpm(
 
 
 def linear_betas(T: int = 1000) -> Array:
-    """guided-diffusion's linear schedule: 0.1/T to 20/T, which is DDPM's 1e-4 to 0.02 at T = 1000."""
-    check_count("T", T)
+    """guided-diffusion's linear schedule: 0.1/T to 20/T, which is DDPM's 1e-4 to 0.02 at T = 1000; T > 20."""
+    check_count("T", T, 21)
     return np.linspace(0.1 / T, 20 / T, T)
 
 

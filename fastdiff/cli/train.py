@@ -30,7 +30,7 @@ def command(file: str | None, outdir: str, resume: bool, progress: bool, overrid
     except (ConfigError, ModelFileError, ModuleNotFoundError, ValueError) as error:
         raise CliError(str(error)) from None
     except FileExistsError as error:
-        raise CliError(f"{error} (--resume, --outdir)") from None
+        raise CliError(f"{error} (--resume or --outdir)") from None
     except OSError as error:
         raise CliError(f"--outdir: cannot write to {outdir} ({error.strerror or error})") from None
     size = sum(parameter.numel() for parameter in trainer.model.parameters())

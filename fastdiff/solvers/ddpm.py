@@ -38,6 +38,8 @@ def ddpm(
     denoise: Denoiser, x: State, levels: Levels, noise: Callable[[], State], *, variance: str = "fixed_small"
 ) -> Iterator[State]:
     """Ho et al. 2020, Algorithm 2: x_(i-1) = c1 x_0 + c2 x_i + std z, c1 and c2 of Eq. 7; no noise in the last step."""
+    if not (np.diff(levels.alphas_cumprod) < 0).all() or not levels.alphas_cumprod[0] < 1:
+        raise ValueError("process must be variance preserving (alpha below 1 and falling) for solver 'ddpm'; use VP")
     q = GaussianTables(levels.alphas_cumprod)
     a, b = log_variance(q, variance)
     for i in reversed(range(levels.steps)):

@@ -59,7 +59,7 @@ class Trainer:
         self.outdir = Path(outdir)
         self.checkpoint = self.outdir / "checkpoint.safetensors"
         if self.checkpoint.exists() and not resume:
-            raise FileExistsError(f"{self.checkpoint} exists: resume it, or choose another folder")
+            raise FileExistsError(f"{self.checkpoint} exists; resume it or choose another folder")
         self.device = _device(config.device)
         self.amp = config.amp == "bfloat16" or (config.amp == "auto" and self.device.type == "cuda")
         self.train_set = datasets.load(config.data, "train")
@@ -192,11 +192,13 @@ class Trainer:
         count, batch = len(self.train_set), self.config.batch
         start = iteration * batch
         epochs = range(start // count, (start + batch - 1) // count + 1)
-        self._orders = {epoch: self._orders.get(epoch, self._order(epoch)) for epoch in epochs}
-        row = torch.cat([self._orders[epoch] for epoch in epochs])
+        known = self._orders
+        self._orders = {epoch: known[epoch] if epoch in known else self._order(epoch) for epoch in epochs}
+        row = torch.cat(list(self._orders.values()))
         return row[start - epochs[0] * count :][:batch]
 
     def _order(self, epoch: int) -> Tensor:
+        """The shuffled indices of an epoch."""
         generator = torch.Generator().manual_seed(_mix(self.config.seed, "epoch", epoch))
         return torch.randperm(len(self.train_set), generator=generator)
 

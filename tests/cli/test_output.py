@@ -64,7 +64,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(ClickException, match="cannot write to .*: No space left on device"):
+    with pytest.raises(ClickException, match=r"cannot write to .*: No space left on device"):
         with OutputFolder(tmp_path / "new", ("a",)) as folder:
             folder.write({"a": b"1"})
     assert os.listdir(tmp_path) == []

@@ -1,0 +1,113 @@
+"""Solvers against closed forms: orders of convergence, equal methods, exact variances, inversion."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fastdiff import VP, Sampler
+from fastdiff.solvers import SOLVERS
+from tests.tolerances import CLOSED_FORM
+
+F64 = {"dtype": torch.float64}
+
+
+def error(solver: str, steps: int, gaussian, **options) -> float:
+    """Error at the last level above zero against the exact probability-flow solution."""
+    sigmas = torch.linspace(10**0.2, 0.1**0.2, steps + 1, dtype=torch.float64) ** 5
+    sampler = Sampler(gaussian.denoise, solver=solver, sigmas=sigmas.tolist(), **F64, **options)
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    x = sampler((9, 1), x_init=10.0 * z)
+    return (x - gaussian.ode(10.0 * z, 10.0, 0.1)).abs().max().item()
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("ddim", 1)])
+def test_order_of_convergence(solver, order, gaussian):
+    errors = [error(solver, steps, gaussian) for steps in (40, 80, 160)]
+    for coarse, fine in zip(errors, errors[1:]):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("process", ["edm", "vp", "vp_cosine"])
+def test_euler_is_ddim_without_noise(process, gaussian, backend, device):
+    options = {"process": process, "prediction": "x0", "steps": 12, "backend": backend, **F64}
+
+    def model(x, t):
+        return 0.1 * x + 0.2 * torch.sin(x)
+
+    a = Sampler(model, solver="euler", **options)((3, 5), seeds=1)
+    b = Sampler(model, solver="ddim", eta=0.0, **options)((3, 5), seeds=1)
+    assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_ddim_with_eta_one_is_ancestral_sampling():
+    """Song et al. 2021, Sec. 4.1: the same mean and variance as DDPM's fixed_small."""
+    options = {"process": VP.linear(100), "prediction": "eps", "steps": 10, **F64}
+
+    def model(x, t):
+        return 0.9 * x
+
+    a = Sampler(model, solver="ddim", eta=1.0, **options)((4, 7), seeds=3)
+    b = Sampler(model, solver="ddpm", variance="fixed_small", **options)((4, 7), seeds=3)
+    assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "options"),
+    [("ddpm", 1000, {}), ("ddim", 1000, {"eta": 1.0}), ("heun", 40, {"S_churn": 20.0}), ("euler", 500, {"S_churn": 20.0})],
+)
+def test_stochastic_samplers_keep_the_data_distribution(solver, steps, options, gaussian):
+    """With the exact denoiser of a Gaussian and enough steps the samples have its mean and standard deviation."""
+    process = VP.linear(1000) if solver in ("ddpm", "ddim") else "edm"
+    if process == "edm":
+        model = gaussian.denoise
+    else:
+        alphas = torch.tensor(process.alphas_cumprod).sqrt()
+
+        def model(x, t):
+            alpha = alphas[t].reshape(-1, 1)
+            return gaussian.denoise(x / alpha, ((1 - alpha**2).sqrt() / alpha).flatten())
+
+    x = Sampler(model, process=process, solver=solver, steps=steps, **F64, **options)((10_000, 2), seeds=0)
+    assert x.mean().item() == pytest.approx(gaussian.mean, abs=5 * gaussian.std / 200 + 0.005)
+    assert x.std().item() == pytest.approx(gaussian.std, abs=5 * gaussian.std / 200 / 2**0.5 + 0.01)
+
+
+def test_inversion_undoes_ddim(gaussian):
+    options = {"process": VP.linear(1000), "prediction": "eps", "steps": 250, **F64}
+
+    def model(x, t):
+        return 0.3 * torch.sin(x) + 0.5 * x
+
+    noise = Sampler(model, solver="ddim_inversion", **options)((3, 5), x_init=0.3 * torch.ones(3, 5, dtype=torch.float64))
+    data = Sampler(model, solver="ddim", **options)((3, 5), x_init=noise)
+    assert (data - 0.3).abs().max() < 0.01
+
+
+def test_terminal_inversion_ends_at_the_predicted_noise():
+    def model(x, t):
+        return 0.25 * x
+
+    options = {"process": VP.linear(100), "prediction": "eps", "solver": "ddim_inversion", "steps": 5, **F64}
+    x = torch.ones(2, 3, dtype=torch.float64)
+    noisiest = Sampler(model, **options)((2, 3), x_init=x)
+    assert torch.allclose(Sampler(model, terminal=True, **options)((2, 3), x_init=x), 0.25 * noisiest)
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize("options", [{}, {"clip_denoised": True}, {"epsilon_scale": 1.02}, {"denoised_fn": torch.tanh}])
+def test_the_plan_is_the_solvers_own_lines(solver, options, backend, device):
+    """Compiled against the same solver running on tensors, in float64."""
+    process = {} if solver in ("euler", "heun") else {"process": VP.cosine(100), "prediction": "eps"}
+    churn = {"S_churn": 10.0} if solver in ("euler", "heun") else {"eta": 0.7} if solver == "ddim" else {}
+    kwargs = {"solver": solver, "steps": 7, "backend": backend, **process, **churn, **options, **F64}
+
+    def model(x, t):
+        return 0.3 * torch.sin(3 * x) + 0.4 * x
+
+    start = {"x_init": torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(3, 5)} if "inv" in solver else {}
+    a = Sampler(model, **kwargs)((3, 5), seeds=5, return_trajectory=True, **start)[1]
+    b = Sampler(model, compiled=False, **kwargs)((3, 5), seeds=5, return_trajectory=True, **start)[1]
+    assert (a - b).abs().max() / b.abs().max() < CLOSED_FORM

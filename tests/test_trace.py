@@ -1,0 +1,202 @@
+"""Tracing and plans: what is recorded, what is written to memory, what is refused."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import pairwise
+
+import pytest
+import torch
+
+import fastdiff
+from fastdiff import Sampler
+from fastdiff.trace import Combination, NotLinearError
+
+
+def model(x, t):
+    return 0.5 * x
+
+
+def half_variance(x, t):
+    return torch.cat([0.3 * x, 0.1 * x], 1)
+
+
+def refused(solver) -> str:
+    with pytest.raises(NotLinearError) as raised:
+        Sampler(model, solver=solver, steps=3)
+    return str(raised.value)
+
+
+def line_of(function, text: str) -> int:
+    lines, first = inspect.getsourcelines(function)
+    return first + next(i for i, line in enumerate(lines) if text in line)
+
+
+def test_not_linear_names_the_line():
+    def squares(denoise, x, levels, noise):
+        x0 = denoise(x, levels[0])
+        x = x0 * x0
+        yield x
+
+    message = refused(squares)
+    assert f"{__file__}:{line_of(squares, 'x0 * x0')} (squares)" in message
+    assert "multiplied by another state" in message
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x**2,
+        lambda x: abs(x),
+        lambda x: torch.clamp(x, -1, 1),
+        lambda x: torch.sqrt(x),
+        lambda x: x.clamp(-1, 1),
+        lambda x: 1.0 / x,
+        lambda x: x + 1.0,
+        lambda x: x * torch.ones(3),
+        lambda x: torch.ones(3) * x,
+        lambda x: x if x > 0 else -x,
+        lambda x: x[0],
+        lambda x: float(x),
+    ],
+)
+def test_everything_else_is_refused(operation):
+    def solver(denoise, x, levels, noise):
+        yield operation(denoise(x, levels[0]))
+
+    assert __file__ in refused(solver)
+
+
+def test_combination_arithmetic():
+    import numpy as np
+
+    a, b = object(), object()
+    x, y = Combination({a: 1.0}), Combination({b: 2.0})
+    z = np.float64(3.0) * (x - y / 4) + -x * 2 + y
+    assert z.terms == {a: 1.0, b: 0.5}
+    with pytest.raises(ZeroDivisionError, match=__file__):
+        x / 0
+
+
+@pytest.mark.parametrize("options", [{}, {"S_churn": 40.0}, {"epsilon_scale": 1.01}, {"clip_denoised": True}])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_one_launch_per_evaluation(solver, options):
+    plan = Sampler(model, solver=solver, steps=5, **options).plan()
+    assert len(plan.launches) == plan.evaluations + 1
+    assert plan.evaluations == (5 if solver == "euler" else 9)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned", "learned_range"])
+def test_ancestral_sampling_is_one_launch_per_evaluation(variance):
+    options = {"process": "vp", "prediction": "eps", "steps": 10, "clip_denoised": True}
+    plan = Sampler(half_variance, solver="ddpm", variance=variance, **options).plan()
+    assert len(plan.launches) == 11
+    # Read state, output and the variance half where it is learned; write the state once.
+    assert all(len(launch.inputs) == 2 and len(launch.outputs) == 1 for launch in plan.launches[1:])
+    assert [launch.draws for launch in plan.launches] == [[k] for k in range(10)] + [[]]
+    learned = [launch.variance is not None for launch in plan.launches]
+    assert learned == [False] + [variance.startswith("learned")] * 9 + [False]
+
+
+def test_heuns_trial_point_is_never_written():
+    """With a preconditioned network only c_in x' is written after the first evaluation of a step, in its dtype."""
+    plan = Sampler(model, prediction="edm", steps=4).plan()
+    states = [[o.name for o in launch.outputs if not o.for_network] for launch in plan.launches]
+    assert states == [["x[0]"], [], ["x[1]"], [], ["x[2]"], [], ["x[3]"], ["x"]]
+
+
+def test_a_churned_state_is_written_once_and_draws_once():
+    plan = Sampler(model, steps=4, S_churn=20.0).plan()
+    assert [launch.draws for launch in plan.launches] == [[0, 1], [], [2], [], [3], [], [4], []]
+    assert all(len(launch.outputs) == 1 for launch in plan.launches)
+
+
+def test_a_churn_of_zero_draws_nothing():
+    plan = Sampler(model, steps=6, S_churn=20.0, S_min=0.05, S_max=50.0).plan()
+    sigmas = Sampler(model, steps=6).levels.sigmas[:-1]
+    active = int(((sigmas >= 0.05) & (sigmas <= 50)).sum())
+    assert 0 < active < 6
+    assert sum(len(launch.draws) for launch in plan.launches) == 1 + active
+
+
+def test_denoised_fn_splits_a_launch_in_two():
+    options = {"process": "vp", "prediction": "eps", "solver": "ddpm", "steps": 5}
+    plain, split = Sampler(model, **options).plan(), Sampler(model, denoised_fn=torch.tanh, **options).plan()
+    assert len(split.launches) == len(plain.launches) + 5
+
+
+def test_the_last_step_reads_only_what_it_needs():
+    """Stepping to sigma = 0 returns x_0: the rounding of 1 - sigma / sigma is not a read of the state."""
+    for steps in range(2, 40):
+        launch = Sampler(model, solver="euler", steps=steps).plan().launches[-1]
+        assert launch.row.tolist() == [1.0]
+
+
+def test_a_low_precision_network_gets_its_input_in_its_own_dtype():
+    net = torch.nn.Linear(3, 3).to(torch.bfloat16)
+    sampler = Sampler(lambda x, t: net(x), steps=3, model_dtype=torch.bfloat16)
+    seen = []
+    sampler.model = lambda x, t: seen.append((x.dtype, t.dtype)) or net(x)
+    assert sampler((2, 3), seeds=0).dtype == torch.float32
+    assert set(seen) == {(torch.bfloat16, torch.float32)}
+
+
+def test_a_users_solver_is_fused():
+    """A second-order Adams-Bashforth solver in six lines: one launch per evaluation, equal to its own lines on tensors."""
+
+    def adams_bashforth(denoise, x, levels, noise):
+        previous = None
+        for level, following in pairwise(levels):
+            d = (x - denoise(x, level)) / level.sigma
+            slope = d if previous is None else 1.5 * d - 0.5 * previous
+            x, previous = x + (following.sigma - level.sigma) * slope, d
+            yield x
+
+    kwargs = {"solver": adams_bashforth, "steps": 6, "dtype": torch.float64, "backend": "reference"}
+    fused, plain = Sampler(model, **kwargs), Sampler(model, compiled=False, **kwargs)
+    assert len(fused.plan().launches) == fused.plan().evaluations + 1
+    a, b = fused((2, 3), seeds=0), plain((2, 3), seeds=0)
+    assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_too_many_tensors_is_one_clear_error():
+    def hoarder(denoise, x, levels, noise):
+        total = x
+        for _ in range(9):
+            total = total + denoise(x, levels[0])
+        yield total
+
+    with pytest.raises(NotImplementedError, match="more than 8 tensors"):
+        Sampler(model, solver=hoarder, steps=3)
+
+
+def test_two_clipped_values_in_one_state():
+    """Each launch clips one value; a second is written by a launch of its own."""
+
+    def two(denoise, x, levels, noise):
+        a, b = denoise(x, levels[0]), denoise(x, levels[1])
+        x = 0.25 * x + a - 0.5 * b
+        yield x
+
+    kwargs = {"solver": two, "steps": 3, "dtype": torch.float64, "clip_denoised": (-0.1, 0.1), "backend": "reference"}
+    a = Sampler(model, **kwargs)((2, 3), seeds=0)
+    b = Sampler(model, compiled=False, **kwargs)((2, 3), seeds=0)
+    assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_print_is_a_table():
+    text = str(Sampler(model, prediction="edm", steps=3, S_churn=10.0).plan(steps=4))
+    assert "network input" in text and "z0, z1" in text and "8 launches, 7 network evaluations" in text
+    assert len(text.splitlines()) == 11
+
+
+def test_states_and_predictions_are_observed_without_an_extra_launch():
+    sampler = Sampler(model, process="vp", prediction="eps", solver="ddim", steps=5)
+    observed = sampler.plan(observe=True)
+    assert len(observed.launches) == len(sampler.plan().launches)
+    seen: list[fastdiff.StepInfo] = []
+    x, trajectory = sampler((2, 3), seeds=0, callback=seen.append, return_trajectory=True)
+    assert [info.step for info in seen] == list(range(5))
+    assert trajectory.shape == (6, 2, 3) and trajectory[-1].equal(x) and seen[-1].x.equal(x)
+    assert seen[-1].denoised.equal(x)  # the last step returns the predicted x_0
+    assert sampler((2, 3), seeds=0).equal(x)
