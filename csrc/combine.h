@@ -3,7 +3,8 @@
 //   v_k = input k, or normal k - J, cast to T                                              k < K = J + N
 //   p   = clamp(P[0] v_0 + ... + P[K-1] v_{K-1}, low, high)                                if clip
 //   y_m = C[m][0] v_0 + ... + C[m][K-1] v_{K-1}  [+ c[m] p]  [+ e (E[m][0] v_0 + ...)]     m < M
-//   e   = exp(a lv + b)                                                                    if a learned variance is given
+//   e   = exp(a lv + b)                                                                    if a learned variance is
+//   given
 //
 // T is float or double. Sums run from the left, every operation is rounded by itself, NaN passes through the clamp.
 #pragma once
@@ -57,7 +58,8 @@ FD_HD T clamp(T value, T low, T high) {
 }
 
 // e^x by Cephes' expf: x = n ln 2 + f, |f| <= ln 2 / 2, polynomial of degree 7, then 2^n in two exact halves so that
-// overflow gives Inf and underflow a subnormal or zero. NaN gives NaN. Within one unit in the last place where the result is normal.
+// overflow gives Inf and underflow a subnormal or zero. NaN gives NaN. Within one unit in the last place where the
+// result is normal.
 FD_HD float exponential(float x) {
   x = x > 89.0f ? 89.0f : x;
   x = x < -104.0f ? -104.0f : x;
@@ -93,7 +95,8 @@ template <class T>
 FD_HD void combine_element(const T* row, const RowLayout& layout, const T* values, T variance, T* outputs) {
   T clipped = T(0);
   if (layout.clip) {
-    clipped = clamp(weighted_sum(row + layout.clipped(), values, layout.columns), row[layout.low()], row[layout.high()]);
+    clipped =
+        clamp(weighted_sum(row + layout.clipped(), values, layout.columns), row[layout.low()], row[layout.high()]);
   }
   T factor = T(0);
   if (layout.learned) factor = exponential(add(mul(row[layout.slope()], variance), row[layout.intercept()]));
