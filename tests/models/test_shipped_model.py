@@ -44,8 +44,11 @@ def test_provenance_is_the_shipped_configuration_and_loss_curve(model):
     assert float(rows[-1]["loss"]) < 0.3 * float(rows[0]["loss"])
 
 
-# A network that outputs zeros has a loss of about 1 at every level; the bounds are 10 % above the shipped model's.
-@pytest.mark.parametrize(("sigma", "bound"), [(0.05, 0.99), (0.2, 0.99), (0.5, 0.99), (2.0, 0.99), (10.0, 0.99)])
+# The bounds are 10 % above the shipped model's losses; a network that outputs zeros has 1.03 to 3.6.
+BOUNDS = [(0.05, 0.225), (0.2, 0.155), (0.5, 0.155), (2.0, 0.395), (10.0, 0.53)]
+
+
+@pytest.mark.parametrize(("sigma", "bound"), BOUNDS)
 def test_denoises_heldout_digits(model, heldout, sigma, bound):
     def loss(network: UNet) -> float:
         images, labels = heldout.images[:250], heldout.labels[:250]
@@ -53,7 +56,7 @@ def test_denoises_heldout_digits(model, heldout, sigma, bound):
         return edm_loss(network, images, torch.full((250,), sigma), noise, labels).mean().item()
 
     assert loss(model) < bound
-    assert loss(UNet(label_dim=10)) > 1.2 * bound
+    assert loss(UNet(label_dim=10)) > 4 * bound
 
 
 def test_the_class_helps(model, heldout):
@@ -67,11 +70,11 @@ def test_the_class_helps(model, heldout):
 
 
 def test_samples_look_like_their_class(model, heldout):
-    """Nearest class mean of real held-out images: real ones score about 0.8, noise 0.1."""
+    """Nearest class mean of real held-out images: these score 0.81 themselves, the samples 0.77, noise 0.1."""
     means = torch.stack([heldout.images[heldout.labels == digit].mean(0) for digit in range(10)]).flatten(1)
     sampler = fastdiff.Sampler(model, process=fastdiff.EDM(), prediction=fastdiff.EDMPrediction(0.5), steps=8)
     labels = torch.arange(60) % 10
     images = sampler(60, seeds=range(60), labels=labels).flatten(1)
     nearest = torch.cdist(images, means).argmin(1)
     assert (nearest == labels).float().mean() > 0.6
-    assert images.std() == pytest.approx(heldout.images.std(), rel=0.15)
+    assert images.std().item() == pytest.approx(heldout.images.std().item(), rel=0.15)
