@@ -300,7 +300,10 @@ class _Compiler:
                     scaled.add(atom)
                 atoms.update(dict.fromkeys(self._inner(atom)))
         draws = [a for a in atoms if isinstance(a, Draw)]
-        return [a for a in atoms if not isinstance(a, Draw)], draws, clips, scaled
+        # Sums run from the left: large terms first, so that they cancel before small ones are rounded beside them.
+        size = {a: max(abs(e.linear.get(a, 0.0)) for _, e in batch) for a in atoms}
+        tensors = sorted((a for a in atoms if not isinstance(a, Draw)), key=lambda a: -size[a])
+        return tensors, draws, clips, scaled
 
     def _inner(self, atom: Clip | Scaled) -> dict[Atom, float]:
         return self._expand(atom.value, self.birth[atom]).linear

@@ -85,4 +85,5 @@ def _combine_backward(ctx, grads):  # type: ignore[no-untyped-def]
                 scaled = sum(per_sample(row["E"][:, m, k]) * v for k, v in enumerate(values))
                 variance_grad = variance_grad + per_sample(row["a"]) * e * scaled * g
         variance_grad = variance_grad.to(learned_variance.dtype)
-    return totals, None, None, None, None, variance_grad, None, None
+    no_draws: list[Tensor] | None = None if ctx.draws else []  # torch takes an empty list for a list of tensors
+    return totals, None, None, None, no_draws, variance_grad, None, None
