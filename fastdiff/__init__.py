@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from . import ops
 from ._version import __version__
 from .exposure import LinearScale
@@ -9,6 +12,14 @@ from .plan import Plan
 from .prediction import EDMPrediction, Prediction
 from .process import EDM, VE, VP, Process
 from .sampler import Sampler, StepInfo
+
+
+def __getattr__(name: str) -> Any:
+    """Rooms that not every user needs are imported when they are first asked for."""
+    if name in ("data", "models", "training"):
+        return import_module(f"fastdiff.{name}")
+    raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+
 
 __all__ = [
     "EDM",

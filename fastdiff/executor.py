@@ -100,9 +100,10 @@ class Executor:
         return final
 
     def _launch(self, launch, table, slots, shape, seeds, calls):  # type: ignore[no-untyped-def]
-        given = sorted((s for s in launch.inputs if s in self.plan.noise), key=lambda s: self.plan.noise[s].k)
-        noise = {slot: self._noise(slot, calls) for slot in given}  # asked for in the order of the draws
-        inputs = [noise[s] if s in noise else slots[s] for s in launch.inputs]
+        if self.plan.noise:  # asked for in the order of the draws
+            for slot in sorted((s for s in launch.inputs if s in self.plan.noise), key=lambda s: self.plan.noise[s].k):
+                slots[slot] = self._noise(slot, calls)
+        inputs = [slots[s] for s in launch.inputs]
         out = [
             torch.empty(shape, dtype=self.network_dtype if o.for_network else self.dtype, device=self.device)
             for o in launch.outputs

@@ -112,8 +112,8 @@ class VE(Process):
             raise ValueError(f"sigma_min must be below sigma_max={sigma_max}, got {sigma_min}")
         self.round_sigma = round_sigma or (lambda sigma: sigma)
 
-    def levels(self, steps=18, schedule=None, **options):  # type: ignore[no-untyped-def]
-        n = check_count("steps", steps)
+    def levels(self, steps=None, schedule=None, **options):  # type: ignore[no-untyped-def]
+        n = check_count("steps", 18 if steps is None else steps)
         if n == 1:
             raise ValueError(
                 "steps must be at least 2 on a sigma schedule (one step from pure noise has no grid), got 1"

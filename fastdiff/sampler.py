@@ -54,7 +54,7 @@ class Sampler:
         process: "edm", "ve", "vp", "vp_cosine" or a `Process`.
         prediction: what the output means: "x0", "eps", "v", "score", "previous_x", "edm" or a `Prediction`.
         solver: "heun", "euler", "ddim", "ddim_inversion", "ddpm" or a generator function (see `fastdiff.solvers`).
-        steps: number of steps; for VP also guided-diffusion's "10,5,5" or "ddim50".
+        steps: number of steps, default 18 (VP: all of the process's); for VP also "10,5,5" or "ddim50".
         schedule: sigma schedule by name or function, for VE and EDM; default: the process's own.
         sigmas, timesteps: explicit levels, strictly decreasing, in place of steps and schedule.
         epsilon_scale: lambda, by which the predicted noise is divided (ADM-ES, EDM-ES): a number, one per step in
@@ -133,7 +133,7 @@ class Sampler:
         self._executors: dict[tuple[Any, ...], Executor] = {}
         epsilon_scales(epsilon_scale, self.levels.steps)
         if compiled:
-            self.plan()
+            self._executor(x_init=False, noise=False, observe=False)
 
     # -- plans ------------------------------------------------------------------------------------------------------
 
