@@ -36,7 +36,7 @@ def postponed(case: Case) -> str | None:
     if case.folder == "ddpm" and a.get("classifier_scale") is not None:
         return "a guidance function"
     if case.folder == "edm" and case.family == "es":
-        wanted = {"discretization": "edm", "schedule": "linear", "scaling": "none", "alpha": 1.0}
+        wanted = {"discretization": "edm", "schedule": "linear", "scaling": "none"}
         others = [f"{name}={a[name]}" for name, value in wanted.items() if a.get(name, value) != value]
         if others:
             return "epsilon scaling on another discretisation: " + ", ".join(others)

@@ -14,7 +14,7 @@ from torch import Tensor
 import fastdiff
 from fastdiff.ops import native
 
-from ..tolerances import FLOAT32_FLOOR_FACTOR, FLOAT32_STATE
+from ..tolerances import CLOSED_FORM, FLOAT32_FLOOR_FACTOR, FLOAT32_STATE
 from .cases import Case, compare_results, error
 
 ROUTES: dict[str, dict[str, Any]] = {
@@ -30,6 +30,7 @@ ROUTE_PARAMS = [
     )
     for name in ROUTES
 ]
+COMPILED_ROUTE_PARAMS = [param for param in ROUTE_PARAMS if param.values[0] != "readable"]
 
 
 @dataclass
@@ -105,7 +106,8 @@ def run(
         start.shape, x_init=start, noise=replayed, labels=None if labels is None else torch.as_tensor(labels)
     )
     assert torch.equal(final, states[-1])
-    assert torch.equal(final, plain), "a run that is looked at must end where one that is not looked at ends"
+    if dtype == torch.float64:
+        torch.testing.assert_close(plain, final, rtol=CLOSED_FORM, atol=CLOSED_FORM)
     for recorded in (calls.inputs, calls.times, calls.outputs):
         del recorded[len(recorded) // 2 :]
     return Run(sampler, calls, states, torch.stack(denoised), np.array(levels))
@@ -119,17 +121,19 @@ def same_for_all(times: list[Tensor]) -> np.ndarray:
 
 
 def check_float32_state(case: Case, route: str, replay: Callable[..., Mapping[str, Any]], states: str) -> None:
-    """A run with a float32 state against the same run in float64.
+    """A run with a float32 state against the same run in float64: all states together, and the samples by themselves.
 
-    The samples stay within the tolerance. So do the states on the way there, except where float32 itself does not allow
-    it: with x_0 = (x - sigma eps) / alpha and alpha = 5e-5, say, rounding nothing but the network's outputs changes x_0
-    by 1e-3. That change is measured, and a few times as much is allowed.
+    Both stay within the tolerance, except where float32 itself does not allow it: with x_0 = (x - sigma eps) / alpha
+    and alpha = 5e-5, say, rounding nothing but the network's outputs changes x_0 by 1e-3. That change is measured, and
+    a few times as much is allowed. For the compiled routes, which are what runs: the solver's lines on tensors form x_0
+    and eps one after the other, and lose digits that the composed coefficients keep.
     """
-    exact = replay(case, route)
-    single = replay(case, route, torch.float32)
-    rounded = replay(case, route, rounded=True)
-    last = {"the samples": exact[states][-1]}
-    compare_results(case, {"the samples": single[states][-1]}, last, FLOAT32_STATE, label=f"float32 samples, {route}")
-    floor = error(case.folder, rounded[states], exact[states])
+    exact = replay(case, route)[states]
+    single = replay(case, route, torch.float32)[states]
+    rounded = replay(case, route, rounded=True)[states]
+    parts = {"states": slice(None), "samples": slice(-1, None)}
+    floor = max(error(case.folder, rounded[part], exact[part]) for part in parts.values())
     bound = max(FLOAT32_STATE, FLOAT32_FLOOR_FACTOR * floor)
-    compare_results(case, single, {states: exact[states]}, bound, label=f"float32 states, {route}")
+    for name, part in parts.items():
+        label = f"float32 {name}, {route}"
+        compare_results(case, {name: single[part]}, {name: exact[part]}, bound, label=label)

@@ -7,7 +7,7 @@ import pytest
 from . import edm_family
 from .cases import case_params
 from .registry import ROUTE_RUNNERS, TABLE_RUNNERS, implemented
-from .replay import ROUTE_PARAMS
+from .replay import COMPILED_ROUTE_PARAMS, ROUTE_PARAMS
 
 TABLES = ["schedules"]
 LOOPS = ["edm", "es"]
@@ -26,7 +26,7 @@ def test_recorded(case, route):
     ROUTE_RUNNERS[case.folder, case.family](case, route)
 
 
-@pytest.mark.parametrize("route", ROUTE_PARAMS)
+@pytest.mark.parametrize("route", COMPILED_ROUTE_PARAMS)
 @pytest.mark.parametrize("case", case_params("edm", LOOPS, implemented))
 def test_float32_state_stays_close(case, route):
     edm_family.check_float32(case, route)
