@@ -5,7 +5,6 @@ The noise is the same bit for bit; samples of a closed-form float64 mixture agre
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -68,19 +67,16 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def restore_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def draw(name: str, seeds: list[int], backend: str = BACKENDS[-1], threads: int = 2, **options: Any) -> Tensor:
     """Start and end [2, B, ...] of a run."""
-    torch.set_num_threads(threads)
     arguments = dict(SAMPLERS[name])
     sampler = fastdiff.Sampler(arguments.pop("model"), dtype=torch.float64, backend=backend, **arguments, **options)
-    _, states = sampler((len(seeds), *SHAPE[1:]), seeds=seeds, return_trajectory=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _, states = sampler((len(seeds), *SHAPE[1:]), seeds=seeds, return_trajectory=True)
+    finally:
+        torch.set_num_threads(before)
     return states[[0, -1]]
 
 
