@@ -9,8 +9,8 @@
 // nearest even by itself: no fma, no libm, no reassociation. On the host this needs -ffp-contract=off; on the device
 // the _rn intrinsics see to it. The order of the operations and the constants are frozen by known-answer tests.
 //
-// Largest |z|: sqrt(2 * 33 * ln 2) = 6.76. Against real arithmetic on u (below) and b, the largest error among 1e9 draws
-// is 6.9e-7; no draw can be further off than 1.03e-6, by trying every radius and every angle.
+// Largest |z|: sqrt(2 * 33 * ln 2) = 6.76. Against real arithmetic on u (below) and b, the largest error among 1e9
+// draws is 6.9e-7; no draw can be further off than 1.03e-6, by trying every radius and every angle.
 #pragma once
 
 #include <cstdint>
