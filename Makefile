@@ -25,7 +25,7 @@ lint: $(VENV)/installed
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 bench: build
-	$(VENV)/bin/python -m pytest benchmarks $(ARGS)
+	$(VENV)/bin/python -m benchmarks $(ARGS)
 
 # ninja knows what changed
 build: $(VENV)/installed

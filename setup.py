@@ -34,8 +34,7 @@ class NinjaBuild(build_ext):
         package = outputs["fastdiff._host"].parent
         package.mkdir(parents=True, exist_ok=True)
         if "fastdiff._cuda" not in outputs:  # one that an earlier build left must not be taken for this build's
-            for folder in (package, ROOT / "fastdiff") if self.inplace else (package,):
-                (folder / "_cuda.abi3.so").unlink(missing_ok=True)
+            (package / "_cuda.abi3.so").unlink(missing_ok=True)
         file = temp / "build.ninja"
         ninja_file.write_if_changed(file, ninja_file.NinjaFile(TOOLCHAIN, temp, outputs).text())
         command = [toolchain.find_ninja(), "-f", str(file)]
@@ -47,16 +46,22 @@ class NinjaBuild(build_ext):
                 "FASTDIFF_BUILD=none installs without it, on the slow reference backend."
             )
 
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        if TOOLCHAIN is None or TOOLCHAIN.cuda is None:
+            (ROOT / "fastdiff/_cuda.abi3.so").unlink(missing_ok=True)
+
 
 class Sdist(sdist):
     """Adds what a build needs beside the package; the fixed top level has no MANIFEST.in."""
 
-    def add_defaults(self) -> None:
-        super().add_defaults()
+    def make_distribution(self) -> None:
         files = [path for folder in ("csrc", "tests") for path in sorted((ROOT / folder).rglob("*"))]
         kept = [path for path in files if path.is_file() and "__pycache__" not in path.parts]
         self.filelist.extend([str(path.relative_to(ROOT)) for path in kept])
         self.filelist.append("CHANGELOG.md")
+        self.filelist.remove_duplicates()
+        super().make_distribution()
 
 
 def extensions() -> list[Extension]:

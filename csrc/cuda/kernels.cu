@@ -1,6 +1,7 @@
-// Grids over units.cuh, and the choice of the kernel for a job.
+// Grids over units.cuh.
 #include <algorithm>
 
+#include "choice.h"
 #include "launch.h"
 #include "units.cuh"
 
@@ -9,7 +10,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr std::int64_t kMaxGridY = 65535;
-constexpr std::int64_t kManyElements = 1 << 20;  // even with eight to a thread they fill a large GPU
 
 // x runs along a sample, y and z over samples. A block has one sample and no thread loops over several, so that rows,
 // seeds and weights are the same for a whole warp and stay out of its registers: half as many are in use.
@@ -81,45 +81,6 @@ __global__ void __launch_bounds__(kThreads) add_tiles(const double* partial, std
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// Whether every sample's groups of V elements start at multiples of their own size, or of 16 bytes.
-bool fits_words(const void* data, std::int64_t stride, Dtype dtype, std::int64_t batch, int V) {
-  const int bytes = std::min(16, V * size_of(dtype));
-  const bool every_sample = batch <= 1 || stride * size_of(dtype) % bytes == 0;
-  return every_sample && reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
-}
-
-bool fits_words(const Job& job, int outputs, int V) {
-  const auto column_fits = [&](const Column& c) { return fits_words(c.data, c.stride, c.dtype, job.batch, V); };
-  const auto output_fits = [&](const Output& o) { return fits_words(o.data, job.elements, o.dtype, job.batch, V); };
-  return std::all_of(job.columns, job.columns + job.inputs, column_fits) &&
-         (!job.layout.learned || column_fits(job.variance)) &&
-         std::all_of(job.outputs, job.outputs + outputs, output_fits);
-}
-
-// Whether combine moves 2-byte elements: eight of them make a 16-byte word.
-bool has_short_types(const Job& job) {
-  const auto is_short = [](const auto& tensor) { return size_of(tensor.dtype) == 2; };
-  return std::any_of(job.columns, job.columns + job.inputs, is_short) ||
-         std::any_of(job.outputs, job.outputs + job.layout.outputs, is_short);
-}
-
-// Calls function.template operator()<T, J, N>(), J no less than the number of inputs.
-template <class Function>
-void choose(const Job& job, const Function& function) {
-  const auto with_inputs = [&]<class T, int J>() {
-    if (job.draws == 0) return function.template operator()<T, J, 0>();
-    if (job.draws == 1) return function.template operator()<T, J, 1>();
-    return function.template operator()<T, J, 2>();
-  };
-  const auto with_type = [&]<class T>() {
-    if (job.inputs <= 2) return with_inputs.template operator()<T, 2>();
-    if (job.inputs <= 4) return with_inputs.template operator()<T, 4>();
-    return with_inputs.template operator()<T, kMaxInputs>();
-  };
-  return job.compute == Dtype::kDouble ? with_type.template operator()<double>()
-                                       : with_type.template operator()<float>();
-}
-
 }  // namespace
 
 cudaError_t combine(const Job& job, cudaStream_t stream) {
@@ -131,9 +92,7 @@ cudaError_t combine(const Job& job, cudaStream_t stream) {
   };
   choose(job, [&]<class T, int J, int N>() {
     if constexpr (sizeof(T) == 4 && J == 2) {
-      if (has_short_types(job) && job.batch * job.elements >= kManyElements) {
-        return launch.template operator()<T, J, N, 8>();
-      }
+      if (elements_per_thread(job) == 8) return launch.template operator()<T, J, N, 8>();
     }
     launch.template operator()<T, J, N, 4>();
   });
