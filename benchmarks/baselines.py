@@ -13,7 +13,7 @@ from torch import Tensor
 def edm_heun_step(x: Tensor, first: Tensor, second: Tensor, t_hat: Tensor, t_next: Tensor, draw: bool) -> Tensor:
     """One step of EDM's Algorithm 2 with S_churn = 0: float64 state, levels as 0-d tensors, slopes written out.
 
-    `draw=True` is the sampler as published, which draws a float64 normal for every step even when it is multiplied by 0.
+    `draw=True` is the sampler as published: a float64 normal is drawn for every step even when it is multiplied by 0.
     """
     x_hat = x + (t_hat**2 - t_hat**2).sqrt() * 1.0 * torch.randn_like(x) if draw else x
     x_hat.to(torch.float32)  # the network's input
@@ -25,7 +25,7 @@ def edm_heun_step(x: Tensor, first: Tensor, second: Tensor, t_hat: Tensor, t_nex
 
 
 class GuidedDiffusionStep:
-    """One ancestral step with learned-range variance and clipping; NumPy tables uploaded on every lookup, as published."""
+    """One ancestral step with learned-range variance and clipping; NumPy tables uploaded at every lookup, as published."""
 
     def __init__(self, q) -> None:  # type: ignore[no-untyped-def]
         self.q = q

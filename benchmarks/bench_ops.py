@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baselines import GuidedDiffusionStep, ancestral_update, edm_heun_step
 
+from benchmarks.baselines import GuidedDiffusionStep, ancestral_update, edm_heun_step
 from fastdiff import VP, Sampler, ops
 from fastdiff.ops import native, resolve_backend
 from fastdiff.process import GaussianTables

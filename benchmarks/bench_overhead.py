@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baselines import ancestral_update
 
+from benchmarks.baselines import ancestral_update
 from fastdiff.ops import native, resolve_backend
 
 

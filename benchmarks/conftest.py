@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
+
+SECONDS = 0.4  # spent on each benchmark
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,7 +21,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def measure(benchmark, device):  # type: ignore[no-untyped-def]
-    """measure(function, bytes_moved=None, threads=None): run with enough rounds, device synchronised in every call."""
+    """measure(function, elements, bytes_per_element, threads): enough rounds, the device synchronised in every call."""
 
     def run(function, elements, bytes_per_element=None, threads=None):  # type: ignore[no-untyped-def]
         before = torch.get_num_threads()
@@ -33,9 +37,13 @@ def measure(benchmark, device):  # type: ignore[no-untyped-def]
             with torch.no_grad():
                 for _ in range(3):
                     call()
-                rounds = 200 if elements < 1 << 20 else 30
+                start = time.perf_counter()
+                call()
+                once = time.perf_counter() - start
+                iterations = max(1, min(1000, int(2e-4 / once)))
+                rounds = max(10, min(300, int(SECONDS / (once * iterations))))
                 benchmark.extra_info.update(elements=elements, bytes_per_element=bytes_per_element)
-                benchmark.pedantic(call, rounds=rounds, iterations=10 if elements < 1 << 17 else 1, warmup_rounds=3)
+                benchmark.pedantic(call, rounds=rounds, iterations=iterations)
         finally:
             torch.set_num_threads(before)
 

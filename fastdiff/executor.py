@@ -14,6 +14,8 @@ from .plan import Launch, Plan
 from .process import Level
 from .trace import Apply, Evaluate, Guide, Report
 
+WELL_CONDITIONED = 64.0
+
 
 @dataclass
 class Callbacks:
@@ -56,10 +58,7 @@ class Executor:
     ):
         self.plan, self.dtype, self.network_dtype, self.device = plan, dtype, network_dtype, device
         self._combine = native.operation("combine_out", backend)
-        rows = [torch.from_numpy(launch.row) for launch in plan.launches]
-        sizes = [len(row) for row in rows]
-        table = torch.cat(rows).to(dtype).to(device) if rows else torch.empty(0)
-        self._tables = [part[None] for part in table.split(sizes)]
+        self._tables = _tables(plan, dtype, device)
         events = [item.event for item in plan.items if not isinstance(item, Launch)]
         times = [event.time for event in events if isinstance(event, Evaluate)]
         self._times = torch.tensor(times, dtype=torch.float64).to(time_dtype).to(device)
@@ -121,3 +120,18 @@ class Executor:
     def _readable(self, tensor: Tensor) -> Tensor:
         """Round a float64 output beside a float32 state; the kernel reads everything else as it is."""
         return tensor.to(self.dtype) if tensor.dtype == torch.float64 else tensor
+
+
+def _tables(plan: Plan, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Every launch's coefficients [1, W] on the device, in one transfer per dtype.
+
+    A launch whose coefficients are large cancels large terms (a long step at a tiny sigma, the noisiest cosine steps):
+    it computes in float64, beside a float32 state too.
+    """
+    wide = [dtype == torch.float64 or launch.largest > WELL_CONDITIONED for launch in plan.launches]
+    parts = {}
+    for kind, precision in ((True, torch.float64), (False, dtype)):
+        rows = [torch.from_numpy(launch.row) for launch, w in zip(plan.launches, wide) if w == kind]
+        table = torch.cat(rows).to(precision).to(device) if rows else torch.empty(0)
+        parts[kind] = iter(table.split([len(row) for row in rows]))
+    return [next(parts[w])[None] for w in wide]

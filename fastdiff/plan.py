@@ -35,11 +35,13 @@ _DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside th
 
 @dataclass
 class Output:
-    """One output of a launch: the slot it makes, and whether it is a network input (cast to the network's dtype)."""
+    """One output of a launch: the slot it makes, whether it is a network input (cast to the network's dtype), and
+    whether it is written for an observer only."""
 
     slot: int
     name: str
     for_network: bool
+    observed: bool = False
 
 
 @dataclass
@@ -52,6 +54,12 @@ class Launch:
     clip: bool
     variance: int | None
     row: NDArray[np.float64]
+
+    @property
+    def largest(self) -> float:
+        """The largest coefficient of a tensor or draw in the outputs and in the clipped value."""
+        columns = len(self.inputs) + len(self.draws)
+        return float(np.abs(self.row[: (len(self.outputs) + self.clip) * columns]).max(initial=0.0))
 
 
 @dataclass
@@ -215,7 +223,7 @@ class _Compiler:
         wanted: list[tuple[Output, Combination]] = []
         promised: dict[Atom, int] = {}
 
-        def write(value: Combination, name: str, for_network: bool) -> int:
+        def write(value: Combination, name: str, for_network: bool, observed: bool = False) -> int:
             """The slot of a value, promised by this gap's launches if it is not in memory yet."""
             single = _single(value)
             if single is not None and not for_network:
@@ -224,7 +232,7 @@ class _Compiler:
                 if single in promised:
                     return promised[single]
             slot = self._new_slot(name)
-            wanted.append((Output(slot, name, for_network), value))
+            wanted.append((Output(slot, name, for_network, observed), value))
             if single is not None and not for_network:
                 promised[single] = slot
             return slot
@@ -238,7 +246,8 @@ class _Compiler:
             names = ["network input"] if cast else [_name(_single(v)) for v in event.values]
             if isinstance(event, Report) and len(names) == 2:
                 names[1] = "x0"
-            call = Call(event, [write(v, n, cast) for v, n in zip(event.values, names)])
+            watched = isinstance(event, Report)
+            call = Call(event, [write(v, n, cast, watched) for v, n in zip(event.values, names)])
             if not isinstance(event, Report):
                 call.output = self._slot(event.output)  # type: ignore[attr-defined]
             if isinstance(event, Evaluate) and event.uses_variance:
@@ -301,8 +310,10 @@ class _Compiler:
                 atoms.update(dict.fromkeys(self._inner(atom)))
         draws = [a for a in atoms if isinstance(a, Draw)]
         # Sums run from the left: large terms first, so that they cancel before small ones are rounded beside them.
-        size = {a: max(abs(e.linear.get(a, 0.0)) for _, e in batch) for a in atoms}
-        tensors = sorted((a for a in atoms if not isinstance(a, Draw)), key=lambda a: -size[a])
+        # An x_0 written for an observer has no say, so that observing a run does not change its bits.
+        deciding = [e for output, e in batch if not output.observed] or [e for _, e in batch]
+        size = {a: max(abs(e.linear.get(a, 0.0)) for e in deciding) for a in atoms}
+        tensors = sorted((a for a in atoms if not isinstance(a, Draw)), key=lambda a: (-size[a], _name(a)))
         return tensors, draws, clips, scaled
 
     def _inner(self, atom: Clip | Scaled) -> dict[Atom, float]:

@@ -93,7 +93,7 @@ class VE(Process):
     """Variance exploding: alpha = 1, the model is told sigma (Song et al. 2021).
 
     Args:
-        sigma_min, sigma_max: the levels the model knows; schedules are clamped to them.
+        sigma_min, sigma_max: default limits of the schedules.
         round_sigma: maps a level to the nearest one the model knows (EDM's `net.round_sigma`), applied to the grid
             and to churned levels.
     """
@@ -190,9 +190,9 @@ class VP(Process):
     def sigma_max(self) -> float:  # type: ignore[override]
         return self.level(self.T - 1).sigma_ve
 
-    def level(self, t: int) -> Level:
-        """The level of original step t."""
-        abar = float(self.alphas_cumprod[t])
+    def level(self, t: int, alpha_bar: float | None = None) -> Level:
+        """The level of original step t, with the process's alpha_bar or one given."""
+        abar = float(self.alphas_cumprod[t]) if alpha_bar is None else alpha_bar
         return Level(
             math.sqrt(abar),
             math.sqrt(1.0 - abar),
@@ -204,13 +204,24 @@ class VP(Process):
         if schedule is not None or options:
             raise ValueError(f"schedule must be left out for a VP process (steps= is its respacing), got {schedule!r}")
         kept = schedules.space_timesteps(self.T, "" if steps is None else steps)
-        return Levels([*(self.level(t) for t in reversed(kept)), CLEAN], self.level_at_sigma)
+        return self._respaced(kept[::-1])
+
+    def _respaced(self, steps: Sequence[int]) -> Levels:
+        """The chain of these original steps, noisiest first, with alpha_bar rebuilt from its betas.
+
+        The product differs from the original alpha_bar by rounding only, but where alpha_bar is 1e-9 (the noisiest cosine
+        steps) that rounding shows in x_0; guided-diffusion's published chains are the rebuilt ones.
+        """
+        abar = self.alphas_cumprod[list(steps)[::-1]]
+        rebuilt = np.cumprod(1.0 - (1.0 - abar / np.append(1.0, abar[:-1])))[::-1]
+        noisy = [self.level(t, float(a)) for t, a in zip(steps, rebuilt)]
+        return Levels([*noisy, CLEAN], self.level_at_sigma)
 
     def levels_at(self, values):  # type: ignore[no-untyped-def]
         steps = [check_count("timesteps", v, 0) for v in values]
         if not steps or max(steps) >= self.T or any(b >= a for a, b in pairwise(steps)):
             raise ValueError(f"timesteps must be strictly decreasing integers below {self.T}, got {list(values)!r}")
-        return Levels([*(self.level(t) for t in steps), CLEAN], self.level_at_sigma)
+        return self._respaced(steps)
 
     def level_at_sigma(self, sigma_ve: float) -> Level:
         table = np.sqrt(1.0 / self.alphas_cumprod - 1.0)

@@ -56,7 +56,12 @@ def test_ddim_with_eta_one_is_ancestral_sampling():
 
 @pytest.mark.parametrize(
     ("solver", "steps", "options"),
-    [("ddpm", 1000, {}), ("ddim", 1000, {"eta": 1.0}), ("heun", 40, {"S_churn": 20.0}), ("euler", 500, {"S_churn": 20.0})],
+    [
+        ("ddpm", 1000, {}),
+        ("ddim", 1000, {"eta": 1.0}),
+        ("heun", 40, {"S_churn": 20.0}),
+        ("euler", 500, {"S_churn": 20.0}),
+    ],
 )
 def test_stochastic_samplers_keep_the_data_distribution(solver, steps, options, gaussian):
     """With the exact denoiser of a Gaussian and enough steps the samples have its mean and standard deviation."""
@@ -81,7 +86,9 @@ def test_inversion_undoes_ddim(gaussian):
     def model(x, t):
         return 0.3 * torch.sin(x) + 0.5 * x
 
-    noise = Sampler(model, solver="ddim_inversion", **options)((3, 5), x_init=0.3 * torch.ones(3, 5, dtype=torch.float64))
+    noise = Sampler(model, solver="ddim_inversion", **options)(
+        (3, 5), x_init=0.3 * torch.ones(3, 5, dtype=torch.float64)
+    )
     data = Sampler(model, solver="ddim", **options)((3, 5), x_init=noise)
     assert (data - 0.3).abs().max() < 0.01
 

@@ -190,6 +190,15 @@ def test_print_is_a_table():
     assert len(text.splitlines()) == 11
 
 
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "euler", "heun"])
+def test_observing_a_run_does_not_change_its_bits(solver, clip):
+    """Also on cosine levels, whose coefficients span nine orders of magnitude."""
+    options = {"process": "vp_cosine", "prediction": "eps", "steps": 20, "clip_denoised": clip}
+    sampler = Sampler(lambda x, t: torch.sin(x), solver=solver, **options)
+    assert sampler((3, 5), seeds=0, return_trajectory=True)[0].equal(sampler((3, 5), seeds=0))
+
+
 def test_states_and_predictions_are_observed_without_an_extra_launch():
     sampler = Sampler(model, process="vp", prediction="eps", solver="ddim", steps=5)
     observed = sampler.plan(observe=True)

@@ -42,9 +42,11 @@ def get_solver(solver: str | Solver) -> Solver:
 
 def check_options(solver: Solver, options: dict[str, Any]) -> None:
     """Refuse an option the solver does not have, and a negative or NaN number."""
-    known = [p.name for p in inspect.signature(solver).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = inspect.signature(solver).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for name in options:
-        if name not in known:
+        if name not in known and not anything:
             takes = f"takes {', '.join(known)}" if known else "takes no options"
             raise TypeError(f"solver {getattr(solver, '__name__', solver)!r} {takes}, got {name!r}")
         value = options[name]

@@ -31,7 +31,11 @@ def case(shape, dtype, inputs, draws, outputs, clip, learned, rows, device, gene
         "learned_variance": torch.randn(shape, generator=g).to(torch.float32) if learned else None,
     }
     moved = {k: None if v is None else v.to(device) for k, v in arguments.items()}
-    return [t.to(device) for t in x], table.to(dtype).to(device), moved | {"draws": list(range(3, 3 + draws)), "clip": clip}
+    return (
+        [t.to(device) for t in x],
+        table.to(dtype).to(device),
+        moved | {"draws": list(range(3, 3 + draws)), "clip": clip},
+    )
 
 
 def exact(inputs, table, rows, seeds, draws, learned_variance, clip, outputs, shape) -> list[Tensor]:
@@ -86,9 +90,16 @@ def test_values(backend, device, shape, configuration, dtype):
         assert y.shape == want.shape
         assert ((y.cpu().double() - want).abs().max() / scale) < ROUNDING[dtype]
     if not learned or dtype == torch.float64:
-        for y, want in zip(got, ops.combine([t.cpu() for t in x], table.cpu(), **{
-            k: v.cpu() if isinstance(v, Tensor) else v for k, v in arguments.items()
-        }, out_dtypes=out_dtypes, backend="reference")):
+        for y, want in zip(
+            got,
+            ops.combine(
+                [t.cpu() for t in x],
+                table.cpu(),
+                **{k: v.cpu() if isinstance(v, Tensor) else v for k, v in arguments.items()},
+                out_dtypes=out_dtypes,
+                backend="reference",
+            ),
+        ):
             if learned:
                 assert torch.allclose(y.cpu(), want, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
             else:
@@ -113,8 +124,12 @@ def test_casts_round_to_nearest_even_and_keep_specials(backend, device, dtype):
     (wide,) = ops.combine([every], torch.ones(1, 1, device=device), backend=backend)
     assert torch.equal(wide.isnan(), every.isnan())
     assert wide[~wide.isnan()].equal(every[~every.isnan()].float())
-    values = torch.cat([wide.nan_to_num(), wide.nan_to_num() * (1 + 2**-9), torch.randn(1, 4099, device=device) * 1e-6], 1)
-    values = torch.cat([values, torch.tensor([[float("inf"), -float("inf"), float("nan"), 65519.0, 65520.0, 1e38]], device=device)], 1)
+    values = torch.cat(
+        [wide.nan_to_num(), wide.nan_to_num() * (1 + 2**-9), torch.randn(1, 4099, device=device) * 1e-6], 1
+    )
+    values = torch.cat(
+        [values, torch.tensor([[float("inf"), -float("inf"), float("nan"), 65519.0, 65520.0, 1e38]], device=device)], 1
+    )
     (narrow,) = ops.combine([values], torch.ones(1, 1, device=device), out_dtypes=[dtype], backend=backend)
     want = values.to(dtype)
     assert torch.equal(narrow.isnan(), want.isnan())
@@ -147,7 +162,14 @@ def test_no_write_beyond_a_misaligned_output(backend, device):
         for offset in range(4):
             store = torch.full((2 * n + 8,), 42.0, device=device)
             out = store[offset : offset + 2 * n].view(2, n)
-            ops.combine([], torch.ones(1, 1, device=device), seeds=torch.arange(2, device=device), draws=[0], out=[out], backend=backend)
+            ops.combine(
+                [],
+                torch.ones(1, 1, device=device),
+                seeds=torch.arange(2, device=device),
+                draws=[0],
+                out=[out],
+                backend=backend,
+            )
             assert (store[:offset] == 42).all() and (store[offset + 2 * n :] == 42).all()
             assert out.equal(ops.normal(torch.arange(2, device=device), (2, n), backend=backend))
 
@@ -203,7 +225,15 @@ def opcheck_samples() -> dict[str, list[tuple]]:
     x, table, a = case((2, 3, 5), torch.float32, 2, 1, 2, True, True, True, "cpu")
     x[1] = x[1].transpose(1, 2).contiguous().transpose(1, 2)
     full = (x, table, a["rows"], a["seeds"], a["draws"], a["learned_variance"], True)
-    plain = ([x[0].clone().requires_grad_(), x[0].clone().requires_grad_()], torch.ones(1, 2), None, None, [], None, False)
+    plain = (
+        [x[0].clone().requires_grad_(), x[0].clone().requires_grad_()],
+        torch.ones(1, 2),
+        None,
+        None,
+        [],
+        None,
+        False,
+    )
     empty = ([torch.empty(0, 3)], torch.ones(1, 1), None, None, [], None, False)
     summed = (x, torch.ones(4, 3), a["rows"], a["seeds"], [0])
     return {

@@ -1,0 +1,50 @@
+"""pytest-benchmark's JSON as a table: minimum times, and how they compare with fastdiff's in the same run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _label(bench: dict[str, Any]) -> str:
+    """The implementation measured: the test's name and, if it has one, its variant."""
+    name = bench["name"].split("[")[0].removeprefix("test_").replace("_", " ")
+    identifiers = bench["param"] or ""
+    for variant in ("as_published", "without_its_draw", "combine_out", "combine"):
+        if variant in identifiers:
+            return f"{name} ({variant.replace('_', ' ')})"
+    return name
+
+
+def _group(bench: dict[str, Any]) -> tuple[str, str]:
+    parameters = bench["params"] or {}
+    threads = parameters.get("threads")
+    kind = bench["fullname"].split("::")[-2].removeprefix("Test")
+    return kind + (f", {threads} thread{'s' * (threads > 1)}" if threads else ""), parameters.get("size", "1x4x7")
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown, one row a measurement."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for bench in results["benchmarks"]:
+        groups.setdefault(_group(bench), []).append(bench)
+    lines = ["| what | size | implementation | µs | ns/element | GB/s | fastdiff is |", "|---|---|---|---|---|---|---|"]
+    for (kind, size), benches in groups.items():
+        own = [b for b in benches if _label(b).startswith("fastdiff")]
+        for bench in benches:
+            seconds, info = bench["stats"]["min"], bench["extra_info"]
+            rate = _rate(bench)
+            ratio = ""
+            if bench not in own and own:
+                best = min(b["stats"]["min"] for b in own)
+                ratio = f"{seconds / best:.2f}x its speed"
+                if kind == "Bandwidth":
+                    ratio = f"at {_rate(own[0]) / rate:.0%} of its bandwidth"
+            numbers = f"{seconds * 1e6:.1f} | {seconds * 1e9 / info['elements']:.3g} | {f'{rate:.1f}' if rate else ''}"
+            lines.append(f"| {kind} | {size} | {_label(bench)} | {numbers} | {ratio} |")
+    return "\n".join(lines)
+
+
+def _rate(bench: dict[str, Any]) -> float:
+    """GB/s, 0 where the bytes moved are not counted."""
+    info = bench["extra_info"]
+    return (info["bytes_per_element"] or 0) * info["elements"] / bench["stats"]["min"] / 1e9
