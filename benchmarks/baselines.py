@@ -25,7 +25,7 @@ def edm_heun_step(x: Tensor, first: Tensor, second: Tensor, t_hat: Tensor, t_nex
 
 
 class GuidedDiffusionStep:
-    """One ancestral step with learned-range variance and clipping; NumPy tables uploaded at every lookup, as published."""
+    """One ancestral step, learned-range variance, clipping; NumPy tables uploaded at every lookup, as published."""
 
     def __init__(self, q) -> None:  # type: ignore[no-untyped-def]
         self.q = q

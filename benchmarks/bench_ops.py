@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.baselines import GuidedDiffusionStep, ancestral_update, edm_heun_step
-from fastdiff import VP, Sampler, ops
+from fastdiff import VP, Sampler
 from fastdiff.ops import native, resolve_backend
 from fastdiff.process import GaussianTables
 
@@ -22,14 +22,15 @@ pytestmark = pytest.mark.parametrize("size", SHAPES)
 
 def launches(sampler: Sampler, which: slice):  # type: ignore[no-untyped-def]
     """The sampler's own launches as closures (inputs, seeds) -> outputs, coefficient tables on the device."""
-    combine = native.operation("combine", resolve_backend(None, sampler.device))
+    combine = native.operation("combine_out", resolve_backend(None, sampler.device))
     made = []
     for launch in sampler.plan().launches[which]:
         table = torch.from_numpy(launch.row)[None].float().to(sampler.device)
 
         def run(inputs, seeds=None, variance=None, launch=launch, table=table):  # type: ignore[no-untyped-def]
-            codes = [6] * len(launch.outputs)
-            return combine(inputs, table, None, seeds, launch.draws, variance, launch.clip, codes)
+            out = [torch.empty(inputs[0].shape, device=table.device) for _ in launch.outputs]
+            combine(inputs, table, None, seeds, launch.draws, variance, launch.clip, out)
+            return out
 
         made.append(run)
     return made
@@ -63,7 +64,7 @@ class TestHeunStep:
     def test_fastdiff(self, measure, size, device, tensors):  # type: ignore[no-untyped-def]
         x, first, second = tensors
         predict, correct = launches(Sampler(model, steps=6), slice(3, 5))
-        # large coefficients come first: see plan; the predictor reads two tensors, the corrector three
+        # The values do not matter: the predictor reads two tensors, the corrector three.
         measure(lambda: (predict([x, first]), correct([x, first, second])), x.numel(), 28)
 
 
@@ -117,23 +118,29 @@ class TestNoiseStep:
         x, eps = tensors
         table = torch.tensor([[0.9, -0.2, 0.3]], device=device)
         seeds = torch.arange(len(x), device=device)
-        combine = native.operation("combine", resolve_backend(None, device))
-        measure(lambda: combine([x, eps], table, None, seeds, [1], None, False, [6]), x.numel(), 12, threads)
+        combine = native.operation("combine_out", resolve_backend(None, device))
+
+        def step() -> None:
+            combine([x, eps], table, None, seeds, [1], None, False, [torch.empty_like(x)])
+
+        measure(step, x.numel(), 12, threads)
 
 
 class TestNormal:
-    """Standard normals."""
+    """Standard normals, into a given tensor."""
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_torch_randn(self, measure, size, device, threads):  # type: ignore[no-untyped-def]
         shape = SHAPES[size]
-        measure(lambda: torch.randn(shape, device=device), torch.Size(shape).numel(), 4, threads)
+        out = torch.empty(shape, device=device)
+        measure(lambda: torch.randn(shape, out=out), out.numel(), 4, threads)
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_fastdiff(self, measure, size, device, threads):  # type: ignore[no-untyped-def]
-        shape = SHAPES[size]
-        seeds = torch.arange(shape[0], device=device)
-        measure(lambda: ops.normal(seeds, shape, 1), torch.Size(shape).numel(), 4, threads)
+        out, table = torch.empty(SHAPES[size], device=device), torch.ones(1, 1, device=device)
+        seeds = torch.arange(len(out), device=device)
+        combine = native.operation("combine_out", resolve_backend(None, device))
+        measure(lambda: combine([], table, None, seeds, [1], None, False, [out]), out.numel(), 4, threads)
 
 
 class TestBandwidth:

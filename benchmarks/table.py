@@ -9,7 +9,7 @@ def _label(bench: dict[str, Any]) -> str:
     """The implementation measured: the test's name and, if it has one, its variant."""
     name = bench["name"].split("[")[0].removeprefix("test_").replace("_", " ")
     identifiers = bench["param"] or ""
-    for variant in ("as_published", "without_its_draw", "combine_out", "combine"):
+    for variant in ("as_published", "without_its_draw"):
         if variant in identifiers:
             return f"{name} ({variant.replace('_', ' ')})"
     return name

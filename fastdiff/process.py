@@ -209,8 +209,8 @@ class VP(Process):
     def _respaced(self, steps: Sequence[int]) -> Levels:
         """The chain of these original steps, noisiest first, with alpha_bar rebuilt from its betas.
 
-        The product differs from the original alpha_bar by rounding only, but where alpha_bar is 1e-9 (the noisiest cosine
-        steps) that rounding shows in x_0; guided-diffusion's published chains are the rebuilt ones.
+        The product differs from the original alpha_bar by rounding only, but where alpha_bar is 1e-9 (the noisiest
+        cosine steps) that rounding shows in x_0; guided-diffusion's published chains are the rebuilt ones.
         """
         abar = self.alphas_cumprod[list(steps)[::-1]]
         rebuilt = np.cumprod(1.0 - (1.0 - abar / np.append(1.0, abar[:-1])))[::-1]

@@ -87,14 +87,17 @@ def combine(
         RuntimeError, ValueError: an argument of the wrong shape, dtype or device; the message names it.
     """
     chosen = resolve_backend(backend, table.device)
-    draws = list(draws)
+    inputs, draws = list(inputs), list(draws)
     if out is None:
         if not inputs:
             raise ValueError("combine: inputs must hold at least one tensor, got none (with no inputs, give out=)")
-        codes = [_code(dtype) for dtype in (out_dtypes or (table.dtype,))]
-        operation = native.operation("combine", chosen)
-        return operation(list(inputs), table, rows, seeds, draws, learned_variance, clip, codes)
-    native.operation("combine_out", chosen)(list(inputs), table, rows, seeds, draws, learned_variance, clip, list(out))
+        dtypes = out_dtypes or (table.dtype,)
+        codes = [_code(dtype) for dtype in dtypes]
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, learned_variance)):
+            operation = native.operation("combine", chosen)
+            return operation(inputs, table, rows, seeds, draws, learned_variance, clip, codes)
+        out = [torch.empty(inputs[0].shape, dtype=dtype, device=table.device) for dtype in dtypes]
+    native.operation("combine_out", chosen)(inputs, table, rows, seeds, draws, learned_variance, clip, list(out))
     return list(out)
 
 
