@@ -57,9 +57,11 @@ class Launch:
 
     @property
     def largest(self) -> float:
-        """The largest coefficient of a tensor or draw in the outputs and in the clipped value."""
-        columns = len(self.inputs) + len(self.draws)
-        return float(np.abs(self.row[: (len(self.outputs) + self.clip) * columns]).max(initial=0.0))
+        """The largest coefficient of a tensor or draw in the clipped value and in the outputs (not an observer's)."""
+        linear = len(self.outputs) + self.clip
+        rows = np.abs(self.row)[: linear * (len(self.inputs) + len(self.draws))].reshape(linear, -1)
+        counts = [not output.observed for output in self.outputs] + [True] * self.clip
+        return float(rows[counts].max(initial=0.0))
 
 
 @dataclass

@@ -101,7 +101,7 @@ def test_epsilon_scale_modes():
 
 @pytest.mark.parametrize("process", ["edm", "vp"])
 def test_guidance_adds_to_the_score(process, gaussian, backend, device):
-    """Guiding N(m, s^2) by the log-density of another Gaussian gives their product: mean and variance in closed form."""
+    """Guiding N(m, s^2) by the log-density of another Gaussian gives their product, in closed form."""
     mean, std, weight = 1.5, 0.7, 1.0
     vp = fastdiff.VP.linear(1000)
 

@@ -23,7 +23,7 @@ def test_grids_start_and_end_at_their_limits(name, n):
 
 
 def test_karras_middle_level():
-    """Karras et al., Eq. 5 by hand: rho = 1 is linear, and the default grid's third of three levels halves in s^(1/7)."""
+    """Karras et al., Eq. 5 by hand: rho = 1 is linear; the middle of three default levels halves s^(1/7)."""
     assert schedules.karras(3, 1.0, 3.0, rho=1.0).tolist() == pytest.approx([3.0, 2.0, 1.0, 0.0])
     middle = ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
     assert schedules.karras(3)[1] == pytest.approx(middle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def error(solver: str, steps: int, gaussian, **options) -> float:
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("ddim", 1)])
 def test_order_of_convergence(solver, order, gaussian):
     errors = [error(solver, steps, gaussian) for steps in (40, 80, 160)]
-    for coarse, fine in zip(errors, errors[1:]):
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 
 

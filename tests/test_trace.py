@@ -142,7 +142,7 @@ def test_a_low_precision_network_gets_its_input_in_its_own_dtype():
 
 
 def test_a_users_solver_is_fused():
-    """A second-order Adams-Bashforth solver in six lines: one launch per evaluation, equal to its own lines on tensors."""
+    """Second-order Adams-Bashforth in six lines: one launch per evaluation, equal to its own lines on tensors."""
 
     def adams_bashforth(denoise, x, levels, noise):
         previous = None

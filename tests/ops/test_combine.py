@@ -1,4 +1,4 @@
-"""combine and sum_squares: values, bits, shapes, strides, dtypes, gradients, registration and refusals, on every backend."""
+"""combine and sum_squares on every backend: values, bits, shapes, strides, dtypes, gradients, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The noise contract: integers, bits, accuracy, statistics, and independence of everything but seed, draw and element."""
+"""The noise contract: integers, bits, accuracy, statistics; nothing but seed, draw and element matters."""
 
 from __future__ import annotations
 
