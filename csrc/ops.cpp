@@ -2,6 +2,8 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+
 #include "arguments.h"
 #include "cpu/dispatch.h"
 

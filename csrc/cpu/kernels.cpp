@@ -57,10 +57,8 @@ void weighted(const T* weights, const T* const* values, const T* factors, std::i
     return sum;
   };
   if (factors == nullptr) {
-#pragma GCC ivdep
     for (std::int64_t i = 0; i < count; ++i) out[i] = sum_at(i);
   } else {
-#pragma GCC ivdep
     for (std::int64_t i = 0; i < count; ++i) out[i] = add(out[i], mul(factors[i], sum_at(i)));
   }
 }
