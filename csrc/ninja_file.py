@@ -30,7 +30,7 @@ CXX_FLAGS = [
     *"-ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra".split(),
 ]
 NVCC_FLAGS = [
-    *"-O3 -std=c++20 -fmad=false".split(),
+    *"-O3 -std=c++20 -fmad=false --threads=2".split(),
     "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra",
     "-Xptxas=-warn-spills,-warn-lmem-usage",
 ]

@@ -26,7 +26,7 @@ from pathlib import Path
 
 MODES = ("auto", "none", "cpu", "cuda")
 TORCH_MINIMUM = (2, 11)
-DEFAULT_ARCHS = "8.0;9.0;10.0+PTX"
+DEFAULT_ARCHS = ("8.0", "9.0", "10.0")  # and PTX of the last for GPUs to come
 
 
 class BuildError(SystemExit):
@@ -245,22 +245,24 @@ def cuda_runtime(cuda: Cuda) -> Path:
 
 
 def gencode_flags(cuda: Cuda) -> list[str]:
-    """Return nvcc's architecture flags for TORCH_CUDA_ARCH_LIST, or for the defaults that this nvcc knows.
+    """Return nvcc's architecture flags for TORCH_CUDA_ARCH_LIST, or for those of the defaults that it knows.
 
     Raises:
         BuildError: if the list names something that is no architecture.
     """
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    known = set(re.findall(r"sm_(\w+)", _output([str(cuda.nvcc), "--list-gpu-code"])))
+    names = re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
+    if names == [""]:
+        known = set(re.findall(r"sm_(\w+)", _output([str(cuda.nvcc), "--list-gpu-code"])))
+        names = [name for name in DEFAULT_ARCHS if name.replace(".", "") in known]
+        names[-1] += "+PTX"
     flags = []
-    for name in re.split(r"[;,\s]+", (listed or DEFAULT_ARCHS).strip()):
+    for name in names:
         match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
         if not match:
-            raise BuildError(f"fastdiff: TORCH_CUDA_ARCH_LIST names {name!r}: write 9.0, 9.0+PTX or the like.")
+            raise BuildError(f"fastdiff: TORCH_CUDA_ARCH_LIST names {name!r}: write 9.0 or 9.0+PTX.")
         arch = match.group(1) + match.group(2)
-        if listed or arch in known:
-            targets = f"[sm_{arch},compute_{arch}]" if match.group(3) else f"sm_{arch}"
-            flags.append(f"-gencode=arch=compute_{arch},code={targets}")
+        targets = f"[sm_{arch},compute_{arch}]" if match.group(3) else f"sm_{arch}"
+        flags.append(f"-gencode=arch=compute_{arch},code={targets}")
     return flags
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import subprocess
 import sys
 import textwrap
@@ -19,24 +18,16 @@ from fastdiff import ops
 from fastdiff.ops.reference_ops import row_width
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "csrc"))
+import toolchain  # noqa: E402
+
 CODES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
 OPERATORS = ("combine", "combine_out", "sum_squares", "normal")
 
 
-def load_toolchain() -> Any:
-    """csrc/toolchain.py, which is no package."""
-    spec = importlib.util.spec_from_file_location("toolchain", ROOT / "csrc/toolchain.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault("toolchain", module)  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def cuda() -> Any:
+def cuda() -> toolchain.Cuda:
     """The CUDA toolkit."""
-    toolchain = load_toolchain()
     try:
         return toolchain.find_cuda(toolchain.find_torch())
     except toolchain.BuildError as error:
@@ -44,13 +35,12 @@ def cuda() -> Any:
 
 
 @pytest.fixture(scope="session")
-def host(cuda: Any, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def host(cuda: toolchain.Cuda, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """host_loop.cu as a library."""
     folder = tmp_path_factory.mktemp("cuda")
     flags = ["-O1", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC,-ffp-contract=off", f"-I{ROOT / 'csrc'}"]
     source = Path(__file__).parent / "cuda/host_loop.cu"
     subprocess.run([cuda.nvcc, *flags, "-arch=sm_90", "-c", source, "-o", folder / "host_loop.o"], check=True)
-    toolchain = load_toolchain()
     runtime = toolchain.cuda_runtime(cuda)
     link = [*toolchain.find_compiler(), "-shared", folder / "host_loop.o", runtime, f"-Wl,-rpath,{runtime.parent}"]
     subprocess.run([*link, "-o", folder / "host_loop.so"], check=True)
@@ -198,7 +188,7 @@ def test_sum_squares(host: ctypes.CDLL, elements: int, dtype: torch.dtype) -> No
     torch.testing.assert_close(sums, ops.sum_squares(**given, backend="reference"), rtol=1e-13, atol=0)
 
 
-def test_the_cross_built_library_loads_and_registers(cuda: Any, tmp_path: Path) -> None:
+def test_the_cross_built_library_loads_and_registers(cuda: toolchain.Cuda, tmp_path: Path) -> None:
     """With stand-ins for the two libraries that a CPU-only torch lacks, every symbol resolves."""
     if not list((ROOT / "fastdiff").glob("_cuda.abi3.so")):
         pytest.skip("fastdiff._cuda is not built here; FASTDIFF_BUILD=cuda builds it")
@@ -207,10 +197,10 @@ def test_the_cross_built_library_loads_and_registers(cuda: Any, tmp_path: Path) 
     stub = tmp_path / "stub.cpp"
     stub.write_text('extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n')
     flags = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so", "-o", tmp_path / "stub.so"]
-    subprocess.run([*load_toolchain().find_compiler(), stub, *flags], check=True)
+    subprocess.run([*toolchain.find_compiler(), stub, *flags], check=True)
     script = f"""
         import ctypes, torch
-        for library in ({str(load_toolchain().cuda_runtime(cuda))!r}, {str(tmp_path / "stub.so")!r}):
+        for library in ({str(toolchain.cuda_runtime(cuda))!r}, {str(tmp_path / "stub.so")!r}):
             ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
         import fastdiff._C, fastdiff._cuda
         for name in {OPERATORS}:

@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "csrc"))
+import toolchain  # noqa: E402
+
 VARIABLES = ("FASTDIFF_BUILD", "FASTDIFF_TORCH", "FASTDIFF_WERROR", "FASTDIFF_BACKEND", "FASTDIFF_CPU", "CXX")
 
 
@@ -193,3 +196,74 @@ def test_an_old_torch_is_refused_by_its_version(sources: Path, tmp_path: Path) -
     variables = {"FASTDIFF_BUILD": "cpu", "FASTDIFF_TORCH": str(tmp_path)}
     done = run("setup.py", "-q", "build_ext", cwd=sources, variables=variables)
     assert done.returncode == 1 and "torch 2.9.1+cpu is too old" in done.stderr
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with a CUDA 13 build of torch, a toolkit in ``cuda`` and, on PATH, a script that calls its nvcc."""
+    for variable in (*VARIABLES, "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(variable, raising=False)
+    files = {
+        "torch/version.py": "__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\n",
+        "torch/include/torch/csrc/stable/library.h": "",
+        "cuda/include/cuda_runtime.h": "",
+        "cuda/bin/nvcc": "\n".join([
+            "#!/bin/sh",
+            'case "$1" in',
+            "  --version) echo 'Cuda compilation tools, release 13.0, V13.0.88';;",
+            "  --dryrun) echo '#$ TOP='$(dirname $0)/..;;",
+            "  --list-gpu-code) echo sm_80; echo sm_90;;",
+            "esac",
+        ]),
+        "bin/nvcc": f'#!/bin/sh\nexec {tmp_path}/cuda/bin/nvcc "$@"\n',
+    }  # fmt: skip
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    monkeypatch.setenv("FASTDIFF_TORCH", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_auto_builds_cuda_for_a_cuda_torch_with_nvcc(machine: Path) -> None:
+    """The toolkit is found behind the script on PATH; no GPU is asked for."""
+    tools, message = toolchain.choose()
+    assert tools is not None and tools.cuda is not None and message is None
+    assert tools.cuda.home == machine / "cuda" and tools.cuda.version == "13.0"
+
+
+def test_auto_leaves_cuda_out_for_a_cpu_torch(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine / "torch/version.py").write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
+    tools, message = toolchain.choose()
+    assert tools is not None and tools.cuda is None and message is None
+    monkeypatch.setenv("FASTDIFF_BUILD", "cuda")
+    tools, _ = toolchain.choose()
+    assert tools is not None and tools.cuda is not None
+
+
+def test_a_toolkit_of_another_major_version_is_not_used(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine / "torch/version.py").write_text("__version__ = '2.11.0+cu126'\ncuda: Optional[str] = '12.6'\n")
+    tools, message = toolchain.choose()
+    assert tools is not None and tools.cuda is None
+    assert message and "CUDA 13.0" in message and "CUDA 12.6" in message and "CPU part only" in message
+    monkeypatch.setenv("FASTDIFF_BUILD", "cuda")
+    with pytest.raises(toolchain.BuildError, match="major version"):
+        toolchain.choose()
+
+
+@pytest.mark.parametrize(
+    ("listed", "flags"),
+    [
+        (None, ["compute_80,code=sm_80", "compute_90,code=[sm_90,compute_90]"]),
+        ("9.0+PTX", ["compute_90,code=[sm_90,compute_90]"]),
+        ("8.6 12.0", ["compute_86,code=sm_86", "compute_120,code=sm_120"]),
+    ],
+)
+def test_architectures(machine: Path, monkeypatch: pytest.MonkeyPatch, listed: str | None, flags: list[str]) -> None:
+    """The defaults are trimmed to what nvcc knows, PTX for the last; a list of the user's is taken as it is."""
+    if listed:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    cuda = toolchain.find_cuda(toolchain.find_torch())
+    assert toolchain.gencode_flags(cuda) == [f"-gencode=arch={flag}" for flag in flags]
