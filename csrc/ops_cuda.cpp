@@ -11,7 +11,8 @@
 namespace fastdiff {
 namespace {
 
-// Makes the device of a tensor current; `stream` is the one PyTorch uses there, also while a graph is captured.
+// Makes the device of a tensor, one that was checked, current; `stream` is the one PyTorch uses there, also while a
+// graph is captured.
 struct Device {
   torch::stable::accelerator::DeviceGuard guard;
   cudaStream_t stream;
@@ -31,13 +32,13 @@ TensorList combine(const TensorList& inputs, const Tensor& table, const Optional
                    const OptionalTensor& seeds, const IntList& draws, const OptionalTensor& learned_variance, bool clip,
                    const IntList& out_dtypes) {
   if (inputs.empty()) refuse("combine", "inputs must hold at least one tensor, got none");
-  const Device device(table);
   Arguments arguments("combine", inputs[0].sizes(), table);
   arguments.read(inputs, table, rows, seeds, draws, learned_variance, clip, out_dtypes.size());
   TensorList outputs;
   for (std::size_t m = 0; m < out_dtypes.size(); ++m) {
     outputs.push_back(arguments.make_output(static_cast<int>(m), out_dtypes[m]));
   }
+  const Device device(table);
   check("combine", cuda::combine(arguments.job, device.stream));
   return outputs;
 }
@@ -45,34 +46,34 @@ TensorList combine(const TensorList& inputs, const Tensor& table, const Optional
 void combine_out(const TensorList& inputs, const Tensor& table, const OptionalTensor& rows, const OptionalTensor& seeds,
                  const IntList& draws, const OptionalTensor& learned_variance, bool clip, const TensorList& out) {
   if (inputs.empty() && out.empty()) refuse("combine_out", "out must hold at least one tensor, got none");
-  const Device device(table);
   Arguments arguments("combine_out", (inputs.empty() ? out : inputs)[0].sizes(), table);
   arguments.read(inputs, table, rows, seeds, draws, learned_variance, clip, out.size());
   for (std::size_t m = 0; m < out.size(); ++m) arguments.write(static_cast<int>(m), out[m]);
+  const Device device(table);
   check("combine_out", cuda::combine(arguments.job, device.stream));
 }
 
 Tensor sum_squares(const TensorList& inputs, const Tensor& table, const OptionalTensor& rows,
                    const OptionalTensor& seeds, const IntList& draws) {
   if (inputs.empty()) refuse("sum_squares", "inputs must hold at least one tensor, got none");
-  const Device device(table);
   Arguments arguments("sum_squares", inputs[0].sizes(), table);
   arguments.read(inputs, table, rows, seeds, draws, std::nullopt, false, 1);
   const Job& job = arguments.job;
   const std::int64_t numbers = job.batch * cuda::sum_squares_tiles(job.elements);
   Tensor partial = make_tensor({&numbers, 1}, Dtype::kDouble, Place(table));
   Tensor sums = make_tensor({&job.batch, 1}, Dtype::kDouble, Place(table));
+  const Device device(table);
   check("sum_squares", cuda::sum_squares(job, static_cast<double*>(partial.mutable_data_ptr()),
                                          static_cast<double*>(sums.mutable_data_ptr()), device.stream));
   return sums;
 }
 
 Tensor normal(const Tensor& seeds, const IntList& shape, std::int64_t draw, std::int64_t dtype) {
-  const Device device(seeds);
   Arguments arguments("normal", shape, seeds);
   arguments.read_draws({draw});
   arguments.read_seeds(seeds);
   Tensor output = arguments.make_output(0, dtype);
+  const Device device(seeds);
   check("normal", cuda::normal(arguments.job, device.stream));
   return output;
 }
