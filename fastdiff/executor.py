@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,14 +71,14 @@ class Executor:
             slots[self.plan.x_init] = x_init
         times = iter(self._times[:, None].expand(-1, shape[0]).contiguous())
         tables = iter(self._tables)
-        for i, item in enumerate(self.plan.items):
+        waiting = deque(self.plan.noise)
+        for item, dead in zip(self.plan.items, self.plan.dead):
             if isinstance(item, Launch):
-                read = item.inputs
-                self._launch(item, next(tables), slots, shape, seeds, calls)
+                self._draw(item, slots, waiting, calls)
+                self._launch(item, next(tables), slots, shape, seeds)
             else:
-                read = item.slots
                 event = item.event
-                values = [slots[s] for s in read]
+                values = [slots[s] for s in item.slots]
                 if isinstance(event, Evaluate):
                     if calls.tick is not None:
                         calls.tick(event.step)
@@ -91,17 +92,22 @@ class Executor:
                     slots[item.output] = self._readable(event.function(values[0]))  # type: ignore
                 elif isinstance(event, Report) and calls.report is not None:
                     calls.report(event.step, event.level, *[*values, None][:2])  # type: ignore[arg-type]
-            for slot in read:
-                if self.plan.last_use.get(slot) == i:
-                    slots[slot] = None
+                del values
+            for slot in dead:
+                slots[slot] = None
         final = slots[self.plan.final]
         assert final is not None
         return final
 
-    def _launch(self, launch, table, slots, shape, seeds, calls):  # type: ignore[no-untyped-def]
-        if self.plan.noise:  # asked for in the order of the draws
-            for slot in sorted((s for s in launch.inputs if s in self.plan.noise), key=lambda s: self.plan.noise[s].k):
-                slots[slot] = self._noise(slot, calls)
+    def _draw(self, launch, slots, waiting, calls):  # type: ignore[no-untyped-def]
+        """Ask for the noise a launch reads: once each, in the order of the draws, so with those drawn before it."""
+        while any(slots[s] is None for s in launch.inputs):
+            noise, slot = waiting.popleft()
+            z = calls.noise(noise.k, noise.step)
+            if slot is not None:
+                slots[slot] = z
+
+    def _launch(self, launch, table, slots, shape, seeds):  # type: ignore[no-untyped-def]
         inputs = [slots[s] for s in launch.inputs]
         out = [
             torch.empty(shape, dtype=self.network_dtype if o.for_network else self.dtype, device=self.device)
@@ -111,11 +117,6 @@ class Executor:
         self._combine(inputs, table, None, seeds if launch.draws else None, launch.draws, variance, launch.clip, out)
         for output, tensor in zip(launch.outputs, out):
             slots[output.slot] = tensor
-
-    def _noise(self, slot: int, calls: Callbacks) -> Tensor:
-        noise = self.plan.noise[slot]
-        assert calls.noise is not None
-        return calls.noise(noise.k, noise.step)
 
     def _readable(self, tensor: Tensor) -> Tensor:
         """Round a float64 output beside a float32 state; the kernel reads everything else as it is."""

@@ -1,36 +1,13 @@
-"""From a recorded run to launches of the one kernel.
-
-Between two network calls lies a *gap*. `compile_plan` decides for every gap which values must be in memory after it
-(the network's next input, a guidance input, values that later gaps read), writes each of them as a linear combination
-of what is in memory before it, and packs them into launches, almost always one. All coefficients are composed here, on
-the host, in float64.
-"""
+"""A compiled run: launches of the one kernel, and the calls of the network and others between them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .trace import (
-    Atom,
-    Buffer,
-    Clip,
-    Combination,
-    Draw,
-    Evaluate,
-    Event,
-    NoiseBuffer,
-    Point,
-    Report,
-    Scaled,
-    Trace,
-)
-
-MAX_INPUTS, MAX_DRAWS, MAX_OUTPUTS = 8, 2, 3
-_DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside the largest are rounding of an exact 0
+from .trace import Evaluate, Event, NoiseBuffer
 
 
 @dataclass
@@ -76,14 +53,23 @@ class Call:
 
 @dataclass
 class Plan:
-    """A compiled run: launches and calls in order. `print(plan)` shows it as a table."""
+    """A compiled run: launches and calls in order. `print(plan)` shows it as a table.
+
+    Attributes:
+        items: in order of execution.
+        names: of every slot.
+        x_init: slot of the starting state, if it is given and read.
+        noise: noise handed in as tensors, in the order of the draws, with its slot (None: drawn, but not read).
+        final: slot of the result.
+        dead: for every item, the slots nothing after it reads.
+    """
 
     items: list[Launch | Call] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     x_init: int | None = None
-    noise: dict[int, NoiseBuffer] = field(default_factory=dict)
+    noise: list[tuple[NoiseBuffer, int | None]] = field(default_factory=list)
     final: int = -1
-    last_use: dict[int, int] = field(default_factory=dict)
+    dead: list[list[int]] = field(default_factory=list)
 
     @property
     def launches(self) -> list[Launch]:
@@ -98,300 +84,3 @@ class Plan:
         from .plan_table import describe
 
         return describe(self)
-
-
-def compile_plan(trace: Trace, network_is_state: bool = True) -> Plan:
-    """Compile a recorded run.
-
-    Args:
-        trace: from `trace.Recorder`.
-        network_is_state: the network takes the state's dtype, so that an unscaled input can be the state itself.
-
-    Raises:
-        NotImplementedError: a value needs more than 8 tensors or 2 draws.
-    """
-    return _Compiler(trace, network_is_state).compile()
-
-
-def _merge(into: dict, terms: dict, factor: float) -> None:
-    for key, value in terms.items():
-        into[key] = into.get(key, 0.0) + factor * value
-
-
-class _Launchable:
-    """An output written out over what a launch can read: buffers and draws, one clipped value, one scaled value."""
-
-    def __init__(self) -> None:
-        self.linear: dict[Atom, float] = {}
-        self.nonlinear: dict[Clip | Scaled, float] = {}
-
-    def cleaned(self) -> _Launchable:
-        largest = max((abs(c) for c in [*self.linear.values(), *self.nonlinear.values()]), default=0.0)
-        self.linear = {a: c for a, c in self.linear.items() if abs(c) > _DUST * largest}
-        self.nonlinear = {a: c for a, c in self.nonlinear.items() if abs(c) > _DUST * largest}
-        return self
-
-
-class _Compiler:
-    def __init__(self, trace: Trace, network_is_state: bool):
-        self.trace, self.network_is_state = trace, network_is_state
-        self.plan = Plan()
-        self.slots: dict[Atom, int] = {}
-        self.birth: dict[Atom, int] = {}
-        self.event_gap: list[int] = []
-
-    # -- which gap can make what ------------------------------------------------------------------------------------
-
-    def _birth(self, atom: Atom) -> int:
-        """The first gap in which an atom's value can be computed (a buffer: read)."""
-        if atom not in self.birth:
-            if isinstance(atom, Buffer):
-                gap = 0 if atom.event < 0 else self.event_gap[atom.event] + 1
-            elif isinstance(atom, Draw):
-                gap = 0
-            else:
-                gap = self._ready(atom.value)  # type: ignore[attr-defined]
-                if isinstance(atom, Scaled):
-                    gap = max(gap, self._birth(atom.variance))
-            self.birth[atom] = gap
-        return self.birth[atom]
-
-    def _ready(self, value: Combination) -> int:
-        return max((self._birth(atom) for atom in value.terms), default=0)
-
-    def _assign_gaps(self) -> None:
-        gap = 0
-        for event in self.trace.events:
-            gap = max([gap, *(self._ready(v) for v in event.values)])
-            self.event_gap.append(gap)
-
-    # -- writing a value over what is in memory in a gap ------------------------------------------------------------
-
-    def _expand(self, value: Combination, gap: int) -> _Launchable:
-        out = _Launchable()
-        for atom, c in value.terms.items():
-            if isinstance(atom, (Buffer, Draw)) or self.birth[atom] < gap or atom in self.slots:
-                _merge(out.linear, {atom: c}, 1.0)
-            elif isinstance(atom, Point):
-                inner = self._expand(atom.value, gap)
-                _merge(out.linear, inner.linear, c)
-                _merge(out.nonlinear, inner.nonlinear, c)
-            else:
-                _merge(out.nonlinear, {atom: c}, 1.0)
-        return out.cleaned()
-
-    def _reads(self, value: Combination, gap: int) -> set[Atom]:
-        """Every atom read from memory to make `value` in `gap`, nested ones included."""
-        expanded = self._expand(value, gap)
-        found = set(expanded.linear)
-        for atom in expanded.nonlinear:
-            found |= self._reads(atom.value, gap)
-            if isinstance(atom, Scaled):
-                found.add(atom.variance)
-        return found
-
-    # -- compile ----------------------------------------------------------------------------------------------------
-
-    def compile(self) -> Plan:
-        self._assign_gaps()
-        for atom in self.trace.atoms:
-            self._birth(atom)
-        final = self.trace.states[-1]
-        gaps = max([self._ready(final), *self.event_gap], default=0) + 1
-        values: list[list[Combination]] = [[] for _ in range(gaps)]
-        for event, gap in zip(self.trace.events, self.event_gap):
-            values[gap] += event.values
-        values[self._ready(final)].append(final)
-
-        # Backwards: a named or non-linear value is written in its gap if a later gap reads it.
-        born: list[list[Atom]] = [[] for _ in range(gaps)]
-        for atom in self.trace.atoms:
-            born[self.birth[atom]].append(atom)
-        kept: list[list[Atom]] = [[] for _ in range(gaps)]
-        live: set[Atom] = set()
-        for gap in reversed(range(gaps)):
-            kept[gap] = [a for a in born[gap] if a in live]
-            wanted = values[gap] + [Combination({a: 1.0}) for a in kept[gap]]
-            for value in wanted:
-                live |= self._reads(value, gap)
-
-        for gap in range(gaps):
-            self._emit_gap(gap, kept[gap], [e for e, g in zip(self.trace.events, self.event_gap) if g == gap])
-        self.plan.final = self._slot_of(final)
-        self._find_last_uses()
-        return self.plan
-
-    def _emit_gap(self, gap: int, kept: Sequence[Atom], events: Sequence[Event]) -> None:
-        wanted: list[tuple[Output, Combination]] = []
-        promised: dict[Atom, int] = {}
-
-        def write(value: Combination, name: str, for_network: bool, observed: bool = False) -> int:
-            """The slot of a value, promised by this gap's launches if it is not in memory yet."""
-            single = _single(value)
-            if single is not None and not for_network:
-                if single in self.slots or isinstance(single, Buffer):
-                    return self._slot(single)
-                if single in promised:
-                    return promised[single]
-            slot = self._new_slot(name)
-            wanted.append((Output(slot, name, for_network, observed), value))
-            if single is not None and not for_network:
-                promised[single] = slot
-            return slot
-
-        for atom in kept:
-            write(Combination({atom: 1.0}), _name(atom), False)
-        calls = []
-        for event in events:
-            evaluates = isinstance(event, Evaluate)
-            cast = evaluates and not (self.network_is_state and _single(event.values[0]) is not None)
-            names = ["network input"] if cast else [_name(_single(v)) for v in event.values]
-            if isinstance(event, Report) and len(names) == 2:
-                names[1] = "x0"
-            watched = isinstance(event, Report)
-            call = Call(event, [write(v, n, cast, watched) for v, n in zip(event.values, names)])
-            if not isinstance(event, Report):
-                call.output = self._slot(event.output)  # type: ignore[attr-defined]
-            if isinstance(event, Evaluate) and event.uses_variance:
-                call.variance = self._slot(event.variance)
-            calls.append(call)
-        final = self.trace.states[-1]
-        if self._ready(final) == gap:
-            write(final, "x", False)
-        self._emit_launches(gap, wanted)
-        self.slots.update(promised)
-        self.plan.items += calls
-
-    def _emit_launches(self, gap: int, wanted: Sequence[tuple[Output, Combination]]) -> None:
-        batch: list[tuple[Output, _Launchable]] = []
-        for output, value in wanted:
-            expanded = self._written_out(value, gap)
-            if batch and not self._fits([*batch, (output, expanded)]):
-                self.plan.items.append(self._launch(batch))
-                batch = []
-            batch.append((output, expanded))
-            if not self._fits(batch):
-                raise NotImplementedError(
-                    f"the value {output.name!r} combines more than {MAX_INPUTS} tensors or {MAX_DRAWS} draws; "
-                    "yield or evaluate at an intermediate value so that it is written to memory"
-                )
-        if batch:
-            self.plan.items.append(self._launch(batch))
-
-    def _written_out(self, value: Combination, gap: int) -> _Launchable:
-        """Expand; a non-linear value inside another, or a second of a kind, is written by a launch of its own first."""
-        expanded = self._expand(value, gap)
-        seen: set[type] = set()
-        for atom in expanded.nonlinear:
-            inner = self._expand(atom.value, gap)
-            for nested in inner.nonlinear:
-                self._write_first(nested, gap)
-            if type(atom) in seen:
-                self._write_first(atom, gap)
-            seen.add(type(atom))
-        return self._expand(value, gap)
-
-    def _write_first(self, atom: Atom, gap: int) -> None:
-        if atom not in self.slots:
-            slot = self._new_slot(_name(atom))
-            self._emit_launches(gap, [(Output(slot, _name(atom), False), Combination({atom: 1.0}))])
-            self.slots[atom] = slot
-
-    def _columns(self, batch: Sequence[tuple[Output, _Launchable]]) -> tuple[list[Atom], list[Draw], set, set]:
-        """(tensors read, draws made, clips, scaled values) of a launch; nested linear terms included."""
-        atoms: dict[Atom, None] = {}
-        clips: set[Clip] = set()
-        scaled: set[Scaled] = set()
-        for _, expanded in batch:
-            atoms.update(dict.fromkeys(expanded.linear))
-            for atom in expanded.nonlinear:
-                if isinstance(atom, Clip):
-                    clips.add(atom)
-                else:
-                    scaled.add(atom)
-                atoms.update(dict.fromkeys(self._inner(atom)))
-        draws = [a for a in atoms if isinstance(a, Draw)]
-        # Sums run from the left: large terms first, so that they cancel before small ones are rounded beside them.
-        # An x_0 written for an observer has no say, so that observing a run does not change its bits.
-        deciding = [e for output, e in batch if not output.observed] or [e for _, e in batch]
-        size = {a: max(abs(e.linear.get(a, 0.0)) for e in deciding) for a in atoms}
-        tensors = sorted((a for a in atoms if not isinstance(a, Draw)), key=lambda a: (-size[a], _name(a)))
-        return tensors, draws, clips, scaled
-
-    def _inner(self, atom: Clip | Scaled) -> dict[Atom, float]:
-        return self._expand(atom.value, self.birth[atom]).linear
-
-    def _fits(self, batch: Sequence[tuple[Output, _Launchable]]) -> bool:
-        tensors, draws, clips, scaled = self._columns(batch)
-        sizes = len(tensors) <= MAX_INPUTS and len(draws) <= MAX_DRAWS and len(batch) <= MAX_OUTPUTS
-        return sizes and len(clips) <= 1 and len(scaled) <= 1
-
-    def _launch(self, batch: Sequence[tuple[Output, _Launchable]]) -> Launch:
-        """Lay out the table row: C; then P, lo, hi, c; then a, b, E (see fastdiff.ops.combine)."""
-        tensors, draws, clips, scaled = self._columns(batch)
-        columns = [*tensors, *draws]
-
-        def over(terms: dict[Atom, float]) -> list[float]:
-            return [terms.get(atom, 0.0) for atom in columns]
-
-        row = [c for _, expanded in batch for c in over(expanded.linear)]
-        for clip in clips:
-            row += [
-                *over(self._inner(clip)),
-                clip.lo,
-                clip.hi,
-                *(e.nonlinear.get(clip, 0.0) for _, e in batch),
-            ]
-        variance = None
-        for atom in scaled:
-            variance = self._slot(atom.variance)
-            row += [atom.a, atom.b]
-            inner = over(self._inner(atom))
-            for _, expanded in batch:
-                row += [expanded.nonlinear.get(atom, 0.0) * c for c in inner]
-        inputs = [self._slot(atom) for atom in tensors]
-        outputs = [output for output, _ in batch]
-        return Launch(inputs, [d.k for d in draws], outputs, bool(clips), variance, np.array(row, dtype=np.float64))
-
-    # -- slots ------------------------------------------------------------------------------------------------------
-
-    def _new_slot(self, name: str) -> int:
-        self.plan.names.append(name)
-        return len(self.plan.names) - 1
-
-    def _slot(self, atom: Atom) -> int:
-        if atom not in self.slots:
-            self.slots[atom] = self._new_slot(_name(atom))
-            if isinstance(atom, NoiseBuffer):
-                self.plan.noise[self.slots[atom]] = atom
-            elif isinstance(atom, Buffer) and atom.event < 0:
-                self.plan.x_init = self.slots[atom]
-        return self.slots[atom]
-
-    def _slot_of(self, value: Combination) -> int:
-        atom = _single(value)
-        assert atom is not None
-        return self.slots[atom]
-
-    def _find_last_uses(self) -> None:
-        for i, item in enumerate(self.plan.items):
-            read = (
-                [*item.inputs, *([item.variance] if item.variance is not None else [])]
-                if isinstance(item, Launch)
-                else item.slots
-            )
-            for slot in read:
-                self.plan.last_use[slot] = i
-        self.plan.last_use.pop(self.plan.final, None)
-
-
-def _single(value: Combination) -> Atom | None:
-    """The atom a combination is exactly equal to, if any."""
-    (atom, c), *rest = value.terms.items()
-    return atom if not rest and c == 1.0 else None
-
-
-def _name(atom: Atom | None) -> str:
-    if isinstance(atom, Clip):
-        return "x0 (clipped)"
-    return getattr(atom, "name", "value")

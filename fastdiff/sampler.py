@@ -20,12 +20,13 @@ from .arguments import (
 from .arguments import (
     model_dtype as dtype_of_model,
 )
+from .compiler import compile_plan
 from .denoiser import Denoiser, TensorEngine
 from .errors import check_choice
 from .executor import Callbacks, Executor
 from .exposure import LinearScale, epsilon_scales
 from .guidance import Guidance, guidance_terms
-from .plan import Plan, compile_plan
+from .plan import Plan
 from .prediction import Prediction, get_prediction
 from .process import Level, Levels, Process, get_process
 from .random import seed_tensor

@@ -2,7 +2,7 @@
 
 A solver adds, subtracts and scales states. Given `Combination` symbols the same lines record what they do: which
 linear combination every network input is, where a predicted x_0 is clipped, which noise is drawn.
-`plan.compile_plan` turns the recording into launches of the one kernel.
+`compiler.compile_plan` turns the recording into launches of the one kernel.
 
 What a combination is made of are atoms:
     Buffer   a tensor that exists: the start state, a network output or its variance half, a guidance gradient
@@ -216,18 +216,21 @@ class Apply(Event):
 
 @dataclass(eq=False)
 class Report(Event):
-    """The end of a step that began at `level`: values are the state and the last x_0. Step -1 is the start."""
+    """The end of a step that began at `level`: values are the state and, if there is one, the last x_0. Step -1 is the
+    start."""
 
     level: Level | None
 
 
 @dataclass
 class Trace:
-    """A recorded run: events in order, every named or non-linear atom in order of birth, the state after each step."""
+    """A recorded run: events in order, every named or non-linear atom in order of birth, the state after each step, and
+    the noise that comes as tensors in the order of the draws."""
 
     events: list[Event] = field(default_factory=list)
     atoms: list[Atom] = field(default_factory=list)
     states: list[Combination] = field(default_factory=list)
+    noise: list[NoiseBuffer] = field(default_factory=list)
 
 
 class Recorder:
@@ -255,8 +258,10 @@ class Recorder:
         return self._draw(self._draws, self.step)
 
     def _draw(self, k: int, step: int) -> Combination:
-        draw = NoiseBuffer(f"z{k}", k=k, step=step) if self._noise_is_tensor else Draw(k, step)
-        return Combination({draw: 1.0})
+        if not self._noise_is_tensor:
+            return Combination({Draw(k, step): 1.0})
+        self.trace.noise.append(NoiseBuffer(f"z{k}", k=k, step=step))
+        return Combination({self.trace.noise[-1]: 1.0})
 
     def _named(self, x: Combination, name: str) -> Combination:
         point = Point(name, Combination(x.terms))
@@ -264,24 +269,29 @@ class Recorder:
         x.name(point)
         return x
 
+    def _made(self, letter: str, kind: type[Event]) -> Buffer:
+        """What the event recorded next makes, numbered among its kind."""
+        number = sum(isinstance(event, kind) for event in self.trace.events)
+        return Buffer(f"{letter}{number}", len(self.trace.events))
+
     def network(self, x: Combination, c_in: float, time: float, level: Level) -> tuple[Combination, Buffer]:
         """Record a network call on c_in x; a point that carries fresh noise becomes a named value."""
         if any(isinstance(atom, (Draw, NoiseBuffer, Scaled)) for atom in x.terms):
             self._named(x, f"x_hat[{self.step}]")
-        number, at = sum(isinstance(e, Evaluate) for e in self.trace.events), len(self.trace.events)
-        output, variance = Buffer(f"F{number}", at), Buffer(f"V{number}", at)
+        output = self._made("F", Evaluate)
+        variance = Buffer(output.name.replace("F", "V"), output.event)
         self.trace.events.append(Evaluate(self.step, [x * c_in], level, time, output, variance))
         return Combination({output: 1.0}), variance
 
     def guide(self, term: int, x: Combination, level: Level) -> Combination:
         """Record a guidance gradient at state x."""
-        output = Buffer(f"G{len(self.trace.events)}", len(self.trace.events))
+        output = self._made("G", Guide)
         self.trace.events.append(Guide(self.step, [x], term, level, output))
         return Combination({output: 1.0})
 
     def apply(self, function: Callable[[torch.Tensor], torch.Tensor], x0: Combination) -> Combination:
         """Record any function of x_0."""
-        output = Buffer(f"A{len(self.trace.events)}", len(self.trace.events))
+        output = self._made("A", Apply)
         self.trace.events.append(Apply(self.step, [x0], function, output))
         return Combination({output: 1.0})
 
@@ -298,7 +308,7 @@ class Recorder:
         self.trace.atoms.append(atom)
         return Combination({atom: 1.0})
 
-    def finish_step(self, x: Combination, x0: Combination, level: Level | None, observe: bool) -> None:
+    def finish_step(self, x: Combination, x0: Combination | None, level: Level | None, observe: bool) -> None:
         """The solver yielded x at the end of a step."""
         if not isinstance(x, Combination):
             raise TypeError(f"a solver must yield its state, got {_describe(x)}")
@@ -306,4 +316,5 @@ class Recorder:
         self._named(x, f"x[{self.step}]")
         self.trace.states.append(x)
         if observe:
-            self.trace.events.append(Report(self.step - 1, [Combination(x.terms), x0], level))
+            values = [Combination(x.terms)] if x0 is None else [Combination(x.terms), x0]
+            self.trace.events.append(Report(self.step - 1, values, level))

@@ -184,6 +184,85 @@ def test_two_clipped_values_in_one_state():
     assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
+def both_ways(solver, generator=None, **options):
+    """The compiled run and the solver's own lines on tensors agree; returns the plan."""
+    kwargs = {"solver": solver, "steps": 3, "dtype": torch.float64, "backend": "reference"} | options
+    fused, plain = Sampler(model, **kwargs), Sampler(model, compiled=False, **kwargs)
+    for noise in {None, generator}:
+        call = [{} if noise is None else {"generator": torch.Generator().manual_seed(noise)} for _ in range(2)]
+        (a, seen), (b, expected) = (
+            sampler((2, 3), seeds=0, return_trajectory=True, **c) for sampler, c in zip((fused, plain), call)
+        )
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(seen, expected, rtol=1e-12, atol=1e-12)
+        assert fused((2, 3), seeds=0).shape == (2, 3)
+    return fused.plan()
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_an_output_nobody_reads(clip):
+    """A last evaluation that is thrown away is still made, and its clipped x_0 is never written."""
+
+    def wasteful(denoise, x, levels, noise):
+        for level in levels[:2]:
+            x = x + denoise(x, level)
+            yield x
+        denoise(x, levels[1])
+
+    plan = both_ways(wasteful, clip_denoised=clip)
+    assert plan.evaluations == 3 and len(plan.launches) == 3
+
+
+def test_noise_handed_in_is_asked_for_once_and_in_order():
+    """Draws used twice, late, out of order or never: PyTorch's generator gives what the solver's own lines get."""
+
+    def hoarder(denoise, x, levels, noise):
+        late, unused, now = noise(), noise(), noise()
+        del unused
+        x = x + now
+        x = denoise(x, levels[0]) + 0.5 * now
+        yield x
+        x = denoise(x, levels[1]) + late - 0.25 * now
+        yield x
+
+    both_ways(hoarder, generator=3)
+
+
+def test_a_step_may_yield_before_any_evaluation_or_nothing_new():
+    def idle(denoise, x, levels, noise):
+        yield x
+        yield x
+        x = denoise(x, levels[0])
+        yield x
+        yield x
+
+    both_ways(idle)
+
+
+def test_a_state_may_be_zero(backend, device):
+    def nothing(denoise, x, levels, noise):
+        denoise(x, levels[0])
+        yield 0.0 * x
+
+    assert Sampler(model, solver=nothing, steps=3, backend=backend)((2, 3), seeds=0).equal(torch.zeros(2, 3))
+
+
+def test_one_point_evaluated_twice_is_written_once():
+    def twice(denoise, x, levels, noise):
+        x = denoise(x, levels[0]) + denoise(x, levels[0]) - 0.5 * x
+        yield x
+
+    plan = both_ways(twice, prediction="edm")
+    assert [len(launch.outputs) for launch in plan.launches] == [2, 1]
+
+
+def test_every_slot_but_the_result_is_freed():
+    """Variance halves and outputs that nothing reads included: memory does not grow with the steps."""
+    options = {"process": "vp", "prediction": "eps", "steps": 6}
+    plan = Sampler(half_variance, solver="ddpm", variance="learned", **options).plan()
+    assert sorted(slot for dead in plan.dead for slot in dead) == sorted({*range(len(plan.names))} - {plan.final})
+
+
 def test_print_is_a_table():
     text = str(Sampler(model, prediction="edm", steps=3, S_churn=10.0).plan(steps=4))
     assert "network input" in text and "z0, z1" in text and "8 launches, 7 network evaluations" in text

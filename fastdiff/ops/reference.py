@@ -139,8 +139,7 @@ def _linear(coefficients: Tensor, columns: Sequence[Tensor]) -> Tensor:
     for k, v in enumerate(columns):
         term = coefficients[:, k].reshape(-1, *[1] * (v.ndim - 1)) * v
         total = term if total is None else total + term
-    assert total is not None
-    return total
+    return coefficients.new_zeros(()) if total is None else total
 
 
 def combine(
