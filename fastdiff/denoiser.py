@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -59,8 +60,7 @@ class Denoiser:
     def evaluate(self, x: State, level: Level) -> Evaluation:
         """Call the model at `level` and return everything it said."""
         if isinstance(self.prediction, PreviousX):
-            following = self.levels[self.levels.index(level) + 1]
-            c_skip, c_out, c_in = self.prediction.coefficients_between(level, following)
+            c_skip, c_out, c_in = self.prediction.coefficients_between(level, self._following(level))
         else:
             c_skip, c_out, c_in = self.prediction.coefficients(level)
         output, variance = self.engine.network(x, c_in, self.prediction.time(level), level)
@@ -85,6 +85,16 @@ class Denoiser:
     def learned_noise(self, evaluation: Evaluation, a: float, b: float) -> State:
         """exp(a v + b) z: the next draw, scaled by the variance half v of the network's output."""
         return self.engine.exp_scale(a, evaluation.variance, b, self.engine.noise())
+
+    def _following(self, level: Level) -> Level:
+        """The next level of the run, for predictions that are defined between two."""
+        for here, following in pairwise(self.levels):
+            if here == level:
+                return following
+        raise ValueError(
+            'prediction="previous_x" is defined between two levels of the chain, and no step starts from sigma '
+            f"{level.sigma_ve:.4g}; leave out churn, or use another prediction"
+        )
 
     def _scale(self) -> float:
         if self.epsilon_scale_mode == "first" and self.evaluations:
@@ -123,11 +133,11 @@ class TensorEngine:
 
     def guide(self, term: int, x: Tensor, level: Level) -> Tensor:
         """Gradient of guidance term `term`."""
-        return self._guides[term](x, level).to(x.dtype)
+        return require_shape("guidance", self._guides[term](x, level), x.shape).to(x.dtype)
 
     def apply(self, function: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
         """function(x_0)."""
-        return function(x0)
+        return require_shape("denoised_fn", function(x0), x0.shape).to(x0.dtype)
 
     def clip(self, x0: Tensor, lo: float, hi: float) -> Tensor:
         """clamp(x_0, lo, hi)."""
@@ -142,8 +152,10 @@ def split_variance(output: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor
     """Split a model's output [B, 2C, ...] into mean and variance halves; [B, C, ...] has no variance half.
 
     Raises:
-        ValueError: the output has neither shape.
+        ValueError, TypeError: the output has neither shape, or is no tensor.
     """
+    if not isinstance(output, Tensor):
+        raise TypeError(f"model must return a tensor, got {type(output).__name__}")
     if output.shape == torch.Size(shape):
         return output, None
     if len(shape) > 1 and output.shape == torch.Size((shape[0], 2 * shape[1], *shape[2:])):
@@ -151,6 +163,14 @@ def split_variance(output: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor
     raise ValueError(
         f"model must return a tensor of shape {list(shape)} (or twice its channels), got {list(output.shape)}"
     )
+
+
+def require_shape(name: str, result: Any, shape: Sequence[int]) -> Tensor:
+    """What a user's function returned, if it is a tensor of the state's shape (nothing is broadcast)."""
+    if not isinstance(result, Tensor) or result.shape != torch.Size(shape):
+        came = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"{name} must return a tensor of shape {list(shape)}, got {came}")
+    return result
 
 
 def require_variance(variance: Tensor | None, shape: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .denoiser import require_variance, split_variance
+from .denoiser import require_shape, require_variance, split_variance
 from .ops import native
 from .plan import Launch, Plan
 from .process import Level
@@ -87,12 +87,14 @@ class Executor:
                     if item.variance is not None:
                         slots[item.variance] = self._readable(require_variance(variance, output.shape))
                 elif isinstance(event, Guide):
-                    slots[item.output] = self._readable(calls.guides[event.term](values[0], event.level))  # type: ignore
+                    gradient = calls.guides[event.term](values[0], event.level)  # type: ignore[arg-type]
+                    slots[item.output] = self._readable(require_shape("guidance", gradient, shape))  # type: ignore[index]
                 elif isinstance(event, Apply):
-                    slots[item.output] = self._readable(event.function(values[0]))  # type: ignore
+                    x0 = event.function(values[0])  # type: ignore[arg-type]
+                    slots[item.output] = self._readable(require_shape("denoised_fn", x0, shape))  # type: ignore[index]
                 elif isinstance(event, Report) and calls.report is not None:
                     calls.report(event.step, event.level, *[*values, None][:2])  # type: ignore[arg-type]
-                del values
+                del values  # what is dead is freed now, not after the next item
             for slot in dead:
                 slots[slot] = None
         final = slots[self.plan.final]

@@ -59,6 +59,8 @@ class V(Prediction):
     name = "v"
 
     def coefficients(self, level: Level) -> Coefficients:
+        if abs(level.alpha**2 + level.sigma**2 - 1) > 1e-6:
+            raise ValueError('prediction="v" is defined for alpha^2 + sigma^2 = 1, so process must be a VP')
         return Coefficients(level.alpha, -level.sigma)
 
 
@@ -86,6 +88,8 @@ class PreviousX(Prediction):
 
     def coefficients_between(self, level: Level, following: Level) -> Coefficients:
         """Ho et al. 2020, Eq. 7 solved for x_0."""
+        if abs(level.alpha**2 + level.sigma**2 - 1) > 1e-6:
+            raise ValueError('prediction="previous_x" is the mean of a discrete chain, so process must be a VP')
         abar, prev = level.alpha**2, following.alpha**2
         beta = 1 - abar / prev
         c1 = beta * math.sqrt(prev) / (1 - abar)

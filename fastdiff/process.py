@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,14 +121,12 @@ class VE(Process):
         options.setdefault("sigma_min", self.sigma_min)
         options.setdefault("sigma_max", self.sigma_max)
         grid = named_schedule(schedule or self.default_schedule)(n, **options)
-        return self._levels(grid)
+        return self._levels(_checked_sigmas("schedule", grid))
 
     def levels_at(self, values):  # type: ignore[no-untyped-def]
-        sigmas = np.asarray(values, dtype=np.float64)
-        if sigmas.ndim != 1 or not np.isfinite(sigmas).all() or (sigmas < 0).any():
-            raise ValueError(f"sigmas must be a list of finite, non-negative numbers, got {values!r}")
-        if len(sigmas) < 2 or (np.diff(sigmas) >= 0).any():
-            raise ValueError(f"sigmas must be two or more strictly decreasing levels, got {values!r}")
+        sigmas = _checked_sigmas("sigmas", values)
+        if (np.diff(sigmas) == 0).any():
+            raise ValueError(f"sigmas must be strictly decreasing, got {values!r}")
         return self._levels(sigmas)
 
     def _levels(self, sigmas: Array) -> Levels:
@@ -202,7 +200,8 @@ class VP(Process):
     def levels(self, steps=None, schedule=None, **options):  # type: ignore[no-untyped-def]
         """Respaced as guided-diffusion does: an int, "10,5,5" or "ddim50"; None keeps all T steps."""
         if schedule is not None or options:
-            raise ValueError(f"schedule must be left out for a VP process (steps= is its respacing), got {schedule!r}")
+            name, value = ("schedule", schedule) if schedule is not None else next(iter(options.items()))
+            raise ValueError(f"{name} must be left out for a VP process (steps= is its respacing), got {value!r}")
         kept = schedules.space_timesteps(self.T, "" if steps is None else steps)
         return self._respaced(kept[::-1])
 
@@ -229,6 +228,19 @@ class VP(Process):
 
     def prior_std(self, first: Level) -> float:
         return 1.0
+
+
+def _checked_sigmas(name: str, values: Any) -> Array:
+    """Levels given by a user or made by a schedule, which may repeat a level (iDDPM's rounded indices)."""
+    try:
+        sigmas = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a list of numbers, got {values!r}") from None
+    if sigmas.ndim != 1 or not np.isfinite(sigmas).all() or (sigmas < 0).any():
+        raise ValueError(f"{name} must be a list of finite, non-negative numbers, got {values!r}")
+    if len(sigmas) < 2 or (np.diff(sigmas) > 0).any():
+        raise ValueError(f"{name} must be two or more decreasing levels, got {values!r}")
+    return sigmas
 
 
 def named_schedule(schedule: str | Callable[..., Array]) -> Callable[..., Array]:

@@ -21,7 +21,11 @@ def seed_tensor(seeds: int | Sequence[int] | Tensor | None, batch: int, device: 
     """
     if seeds is None:
         return torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64).to(device)
-    values: Any = range(seeds, seeds + batch) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    values: Any = seeds
+    if getattr(values, "ndim", None) == 0:  # one NumPy or PyTorch number
+        values = values.item()
+    if isinstance(values, int) and not isinstance(values, bool):
+        values = range(values, values + batch)
     values = values.tolist() if hasattr(values, "tolist") else list(values) if hasattr(values, "__iter__") else values
     if not isinstance(values, list):
         raise ValueError(f"seeds must be an integer or one integer per sample, got {seeds!r}")

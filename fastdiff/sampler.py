@@ -111,11 +111,13 @@ class Sampler:
         self.prediction = get_prediction(prediction)
         self.solver = get_solver(solver)
         self.dtype = check_choice("dtype", dtype, ops.STATE_DTYPES)
-        self.model_dtype = model_dtype or dtype_of_model(model, dtype)
+        self.model_dtype = check_choice("model_dtype", model_dtype or dtype_of_model(model, dtype), ops.DTYPES)
         self.device = model_device(model)
         self.backend = ops.resolve_backend(backend, self.device)
         self.compiled, self.check = compiled, check
         self.shape = shape if shape is not None else getattr(model, "sample_shape", None)
+        if denoised_fn is not None and not callable(denoised_fn):
+            raise TypeError(f"denoised_fn must be a function of the predicted x_0, got {denoised_fn!r}")
         self.clip, self.denoised_fn = clip_range(clip_denoised), denoised_fn
         self.guidance, self.guidance_scale = guidance_terms(guidance, guidance_scale)
         self.epsilon_scale = epsilon_scale
@@ -128,8 +130,8 @@ class Sampler:
             _explicit(self.process, sigmas, timesteps),
             (schedule, grid),
         )
-        if self._explicit is not None and (steps is not None or schedule is not None or grid):
-            raise ValueError("steps and schedule must be left out when sigmas or timesteps give the levels")
+        if self._explicit is not None and (schedule is not None or grid):
+            raise ValueError("schedule and its options must be left out when sigmas or timesteps give the levels")
         self.levels = self._levels(steps)
         self._executors: dict[tuple[Any, ...], Executor] = {}
         epsilon_scales(epsilon_scale, self.levels.steps)
@@ -162,11 +164,13 @@ class Sampler:
             engine.finish_step(state, denoise.last_x0, denoise.first_level, observe)
             denoise.finish_step()
         if not engine.trace.states:
-            raise ValueError(f"solver {getattr(self.solver, '__name__', self.solver)!r} must yield at least one state")
+            raise self._nothing_yielded()
         return compile_plan(engine.trace, self.model_dtype == self.dtype)
 
     def _levels(self, steps: int | str | None) -> Levels:
         if self._explicit is not None:
+            if steps is not None:
+                raise ValueError(f"steps must be left out when sigmas or timesteps give the levels, got {steps!r}")
             return self.process.levels_at(self._explicit)
         schedule, options = self._grid
         return self.process.levels(steps, schedule, **options)
@@ -306,11 +310,17 @@ class Sampler:
         x = x_init if x_init is not None else self.process.prior_std(self.levels[0]) * noise(0, -1)
         assert calls.report is not None
         calls.report(-1, None, x, None)
+        state = None
         for state in self.solver(denoise, x, self.levels, engine.noise, **self.options):
             calls.report(engine.step, denoise.first_level, state, denoise.last_x0)
             engine.step += 1
             denoise.finish_step()
+        if state is None:
+            raise self._nothing_yielded()
         return state
+
+    def _nothing_yielded(self) -> ValueError:
+        return ValueError(f"solver {getattr(self.solver, '__name__', self.solver)!r} must yield at least one state")
 
     def _blame(self, rerun: Callable[[Any], Tensor], seeds: Tensor) -> None:
         """The result is not finite: run again, looking at every state, and raise."""

@@ -6,7 +6,7 @@ Sigma grids return `n` levels, noisiest first, followed by 0. Their names are k-
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,7 +160,7 @@ def space_timesteps(T: int, sections: str | int | Sequence[int]) -> list[int]:
     if sections == "":
         sections = [T]
     counts = _parse_counts(sections, sections) if isinstance(sections, str) else sections
-    counts = [counts] if isinstance(counts, int) else list(counts)
+    counts = list(counts) if isinstance(counts, Iterable) else [counts]
     for count in counts:
         check_count("steps", count)
     kept: set[int] = set()

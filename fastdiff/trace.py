@@ -14,6 +14,7 @@ What a combination is made of are atoms:
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -94,6 +95,8 @@ class Combination:
         self.terms = {point: 1.0}
 
     def __add__(self, other: Any) -> Combination:
+        if isinstance(other, Real) and other == 0:  # where sum() starts
+            return Combination(self.terms)
         if not isinstance(other, Combination):
             _refuse(f"added to {_describe(other)}", "only other states, or noise(), can be added to it")
         terms = dict(self.terms)
@@ -106,6 +109,8 @@ class Combination:
             _refuse("multiplied by another state", "only numbers known on the host can scale it")
         if not isinstance(scalar, Real):
             _refuse(f"multiplied by {_describe(scalar)}", "only numbers known on the host can scale it")
+        if not math.isfinite(scalar):
+            raise ValueError(f"a traced state was multiplied by {float(scalar)} in {_where()}")
         return Combination({atom: coefficient * float(scalar) for atom, coefficient in self.terms.items()})
 
     def __truediv__(self, scalar: Any) -> Combination:
@@ -113,6 +118,8 @@ class Combination:
             _refuse(f"divided by {_describe(scalar)}", "only numbers known on the host can divide it")
         if float(scalar) == 0.0:
             raise ZeroDivisionError(f"a traced state was divided by zero in {_where()}")
+        if not math.isfinite(scalar):
+            raise ValueError(f"a traced state was divided by {float(scalar)} in {_where()}")
         return Combination({atom: coefficient / float(scalar) for atom, coefficient in self.terms.items()})
 
     __rmul__ = __mul__
@@ -129,6 +136,9 @@ class Combination:
     def __neg__(self) -> Combination:
         return self * -1.0
 
+    def __pos__(self) -> Combination:
+        return self * 1.0
+
     def __repr__(self) -> str:
         return " + ".join(f"{c:.4g} {getattr(atom, 'name', type(atom).__name__)}" for atom, c in self.terms.items())
 
@@ -143,7 +153,8 @@ class Combination:
 
     __pow__ = __rpow__ = __abs__ = __mod__ = __matmul__ = __rtruediv__ = __floordiv__ = _not_linear
     __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __float__ = __int__ = __len__ = __iter__ = _not_linear
-    __getitem__ = _not_linear
+    __eq__ = __ne__ = __getitem__ = __setitem__ = _not_linear
+    __hash__ = None  # type: ignore[assignment]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:

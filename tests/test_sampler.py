@@ -161,6 +161,59 @@ def test_a_wrong_output_shape_is_one_clear_error(backend, device):
         Sampler(lambda x, t: x[:, :2], steps=3, backend=backend)((2, 3), seeds=0)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_guidance_and_denoised_fn_must_keep_the_shape(compiled):
+    """Nothing is broadcast, and their dtype does not become the state's."""
+    kwargs = {"steps": 3, "compiled": compiled}
+    with pytest.raises(ValueError, match=r"guidance must return a tensor of shape \[2, 3\], got \[2, 1\]"):
+        Sampler(model, guidance=lambda x, level: x[:, :1], **kwargs)((2, 3), seeds=0)
+    with pytest.raises(ValueError, match=r"denoised_fn must return a tensor of shape \[2, 3\], got NoneType"):
+        Sampler(model, denoised_fn=lambda x: None, **kwargs)((2, 3), seeds=0)
+    assert Sampler(model, denoised_fn=torch.Tensor.double, **kwargs)((2, 3), seeds=0).dtype == torch.float32
+    with pytest.raises(TypeError, match="model must return a tensor, got tuple"):
+        Sampler(lambda x, t: (x,), **kwargs)((2, 3), seeds=0)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_solver_that_yields_nothing(compiled):
+    def silent(denoise, x, levels, noise):
+        yield from ()
+
+    with pytest.raises(ValueError, match="solver 'silent' must yield at least one state"):
+        Sampler(model, solver=silent, steps=3, compiled=compiled)((2, 3), seeds=0)
+
+
+def test_a_users_solver_may_have_negative_options():
+    def shifted(denoise, x, levels, noise, *, weight=0.0):
+        yield x + weight * denoise(x, levels[0])
+
+    x = torch.ones(1, 1)
+    assert Sampler(model, solver=shifted, steps=3, weight=-2.0)((1, 1), x_init=x).item() == 0.0
+
+
+def test_inversion_starts_at_the_last_noisy_level():
+    """Sigmas that do not end in 0 have a cleanest level too: it is not skipped."""
+    for sigmas in ([3.0, 2.0, 1.0], [3.0, 2.0, 1.0, 0.0]):
+        sampler = Sampler(model, solver="ddim_inversion", sigmas=sigmas)
+        steps: list[float] = []
+        sampler((1, 1), x_init=torch.ones(1, 1), callback=lambda info, steps=steps: steps.append(info.level.sigma))
+        assert steps == [1.0, 2.0]
+
+
+def test_a_plan_of_explicit_levels_has_no_other_number_of_steps():
+    with pytest.raises(ValueError, match="steps must be left out"):
+        Sampler(model, sigmas=[2.0, 1.0, 0.0]).plan(steps=5)
+
+
+def test_numpy_numbers_are_numbers():
+    import numpy as np
+
+    sampler = Sampler(model, process="vp", steps=np.int64(4))
+    assert sampler.levels.steps == 4
+    for seed in (np.int64(3), torch.tensor(3)):
+        assert sampler((2, 3), seeds=seed).equal(sampler((2, 3), seeds=3))
+
+
 CONSTRUCTION = {
     "model": {"model": 3},
     "process": {"process": "vpp"},
@@ -181,6 +234,14 @@ CONSTRUCTION = {
     "epsilon_scale_mode": {"epsilon_scale_mode": "all"},
     "guidance": {"guidance": 3},
     "guidance_scale": {"guidance": lambda x, level: x, "guidance_scale": [1.0, 2.0]},
+    "denoised_fn": {"denoised_fn": 3},
+    "model_dtype": {"model_dtype": torch.int32},
+    "process of v": {"prediction": "v"},
+    "process of previous_x": {"prediction": "previous_x"},
+    "prediction with churn": {"process": "vp", "prediction": "previous_x", "S_churn": 40.0},
+    "schedule nan": {"schedule": lambda n, **limits: [float("nan"), 0.0]},
+    "schedule order": {"schedule": lambda n, **limits: [1.0, 2.0, 0.0]},
+    "rho of vp": {"process": "vp", "rho": 7.0},
     "clip_denoised": {"clip_denoised": (1.0, -1.0)},
     "dtype": {"dtype": torch.float16},
     "backend": {"backend": "gpu"},

@@ -56,6 +56,7 @@ def test_not_linear_names_the_line():
         lambda x: x * torch.ones(3),
         lambda x: torch.ones(3) * x,
         lambda x: x if x > 0 else -x,
+        lambda x: x if x == 0 else -x,
         lambda x: x[0],
         lambda x: float(x),
     ],
@@ -74,8 +75,12 @@ def test_combination_arithmetic():
     x, y = Combination({a: 1.0}), Combination({b: 2.0})
     z = np.float64(3.0) * (x - y / 4) + -x * 2 + y
     assert z.terms == {a: 1.0, b: 0.5}
+    assert sum([x, +y]).terms == {a: 1.0, b: 2.0}
     with pytest.raises(ZeroDivisionError, match=__file__):
         x / 0
+    for wrong in (lambda: x * float("nan"), lambda: x / np.inf, lambda: float("-inf") * x):
+        with pytest.raises(ValueError, match=f"by (nan|-?inf) in {__file__}"):
+            wrong()
 
 
 @pytest.mark.parametrize("options", [{}, {"S_churn": 40.0}, {"epsilon_scale": 1.01}, {"clip_denoised": True}])

@@ -21,6 +21,7 @@ from .native import explain
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 STATE_DTYPES = (torch.float32, torch.float64)
 _CODES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
+DTYPES = tuple(_CODES)
 
 
 def resolve_backend(backend: str | None, device: torch.device | str = "cpu") -> str:

@@ -41,7 +41,7 @@ def get_solver(solver: str | Solver) -> Solver:
 
 
 def check_options(solver: Solver, options: dict[str, Any]) -> None:
-    """Refuse an option the solver does not have, and a negative or NaN number."""
+    """Refuse an option the solver does not have, and (of the solvers here) a negative or NaN number."""
     parameters = inspect.signature(solver).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -50,7 +50,7 @@ def check_options(solver: Solver, options: dict[str, Any]) -> None:
             takes = f"takes {', '.join(known)}" if known else "takes no options"
             raise TypeError(f"solver {getattr(solver, '__name__', solver)!r} {takes}, got {name!r}")
         value = options[name]
-        if isinstance(value, (int, float)) and not value >= 0:  # NaN included
+        if solver in SOLVERS.values() and isinstance(value, (int, float)) and not value >= 0:  # NaN included
             raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
 
 

@@ -37,7 +37,8 @@ def ddim_inversion(
     The state starts as data at the cleanest level and ends at the noisiest one, where sampling starts. `terminal=True`
     takes one step more, to alpha = 0 (the predicted eps itself), as guided-diffusion's ddim_reverse_sample_loop does.
     """
-    upwards = [*levels[-2::-1], *([PURE_NOISE] if terminal else [])]
+    noisy = [level for level in levels if level.sigma > 0]
+    upwards = [*reversed(noisy), *([PURE_NOISE] if terminal else [])]
     for level, noisier in pairwise(upwards):
         x0 = denoise(x, level)
         eps = (x - level.alpha * x0) / level.sigma
