@@ -20,12 +20,12 @@ SHAPES = {
 pytestmark = pytest.mark.parametrize("size", SHAPES)
 
 
-def launches(sampler: Sampler, which: slice):  # type: ignore[no-untyped-def]
+def launches(sampler: Sampler, which: slice, device: torch.device):  # type: ignore[no-untyped-def]
     """The sampler's own launches as closures (inputs, seeds) -> outputs, coefficient tables on the device."""
-    combine = native.operation("combine_out", resolve_backend(None, sampler.device))
+    combine = native.operation("combine_out", resolve_backend(None, device))
     made = []
     for launch in sampler.plan().launches[which]:
-        table = torch.from_numpy(launch.row)[None].float().to(sampler.device)
+        table = torch.from_numpy(launch.row)[None].float().to(device)
 
         def run(inputs, seeds=None, variance=None, launch=launch, table=table):  # type: ignore[no-untyped-def]
             out = [torch.empty(inputs[0].shape, device=table.device) for _ in launch.outputs]
@@ -63,7 +63,7 @@ class TestHeunStep:
 
     def test_fastdiff(self, measure, size, device, tensors):  # type: ignore[no-untyped-def]
         x, first, second = tensors
-        predict, correct = launches(Sampler(model, steps=6), slice(3, 5))
+        predict, correct = launches(Sampler(model, steps=6), slice(3, 5), device)
         # The values do not matter: the predictor reads two tensors, the corrector three.
         measure(lambda: (predict([x, first]), correct([x, first, second])), x.numel(), 28)
 
@@ -95,7 +95,8 @@ class TestAncestralStep:
         x, output = tensors
         eps, v = output.chunk(2, dim=1)
         options = {"process": "vp_cosine", "prediction": "eps", "solver": "ddpm", "steps": 100}
-        (step,) = launches(Sampler(model, **options, variance="learned_range", clip_denoised=True), slice(50, 51))
+        sampler = Sampler(model, **options, variance="learned_range", clip_denoised=True)
+        (step,) = launches(sampler, slice(50, 51), device)
         seeds = torch.arange(len(x), device=device)
         measure(lambda: step([eps, x], seeds, v), x.numel(), 16)
 

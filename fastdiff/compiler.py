@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .ops.reference_ops import MAX_DRAWS, MAX_INPUTS, MAX_OUTPUTS
 from .plan import Call, Launch, Output, Plan
 from .trace import (
     Atom,
@@ -28,7 +29,6 @@ from .trace import (
     Trace,
 )
 
-MAX_INPUTS, MAX_DRAWS, MAX_OUTPUTS = 8, 2, 3
 _DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside the largest are rounding of an exact 0
 
 

@@ -307,7 +307,7 @@ class Sampler:
 
         engine = TensorEngine(network, calls.guides, noise)
         denoise = self._denoiser(engine, self.levels)
-        x = x_init if x_init is not None else self.process.prior_std(self.levels[0]) * noise(0, -1)
+        x = x_init.clone() if x_init is not None else self.process.prior_std(self.levels[0]) * noise(0, -1)
         assert calls.report is not None
         calls.report(-1, None, x, None)
         state = None

@@ -40,7 +40,7 @@ class Buffer(Atom):
 
 @dataclass(eq=False)
 class NoiseBuffer(Buffer):
-    """Noise handed in as a tensor (`noise=` or `generator=`) in place of a Draw."""
+    """Draw k of `step` (-1: the initial latent), handed in as a tensor by `noise=` or `generator=`."""
 
     k: int = 0
     step: int = 0
@@ -48,10 +48,9 @@ class NoiseBuffer(Buffer):
 
 @dataclass(eq=False)
 class Draw(Atom):
-    """Draw number k of the noise contract, used first in `step` (-1: the initial latent)."""
+    """Draw number k of the noise contract; 0 is the initial latent."""
 
     k: int
-    step: int
 
 
 @dataclass(eq=False)
@@ -270,7 +269,7 @@ class Recorder:
 
     def _draw(self, k: int, step: int) -> Combination:
         if not self._noise_is_tensor:
-            return Combination({Draw(k, step): 1.0})
+            return Combination({Draw(k): 1.0})
         self.trace.noise.append(NoiseBuffer(f"z{k}", k=k, step=step))
         return Combination({self.trace.noise[-1]: 1.0})
 

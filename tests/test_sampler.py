@@ -68,6 +68,17 @@ def test_x_init_starts_the_run(backend, device):
     assert torch.allclose(plain((2, 3), x_init=start), x, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_x_init_is_never_written_to(compiled):
+    def in_place(denoise, x, levels, noise):
+        x += denoise(x, levels[0])
+        yield x
+
+    start = torch.ones(2, 3)
+    x = Sampler(model, solver=in_place, steps=3, compiled=compiled)((2, 3), x_init=start)
+    assert x.equal(torch.full((2, 3), 1.5)) and start.equal(torch.ones(2, 3))
+
+
 def test_labels_and_conditions_reach_the_model():
     sampler = Sampler(model, steps=3)
     base = sampler((3, 2), seeds=0)

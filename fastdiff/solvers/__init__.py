@@ -6,6 +6,7 @@
             x = ...                            # + - * / with numbers, and noise()
             yield x                            # the end of a step
 
+Write x = x + d, not x += d, which on tensors would change a state someone else may hold.
 Any callable of this form can be passed as `Sampler(solver=...)`; it is traced and fused like the ones here.
 """
 
