@@ -1,7 +1,13 @@
-"""pytest-benchmark's JSON as a table: minimum times, and how they compare with fastdiff's in the same run."""
+"""pytest-benchmark's JSON as a table: minimum times, and how they compare with fastdiff's in the same run.
+
+`python -m benchmarks.table FILE [SIZE ...]` prints the rows of some sizes.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -22,13 +28,15 @@ def _group(bench: dict[str, Any]) -> tuple[str, str]:
     return kind + (f", {threads} thread{'s' * (threads > 1)}" if threads else ""), parameters.get("size", "1x4x7")
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown, one row a measurement."""
+def table(results: dict[str, Any], sizes: list[str] | None = None) -> str:
+    """Markdown, one row a measurement, of all sizes or some."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for bench in results["benchmarks"]:
         groups.setdefault(_group(bench), []).append(bench)
     lines = ["| what | size | implementation | µs | ns/element | GB/s | fastdiff is |", "|---|---|---|---|---|---|---|"]
     for (kind, size), benches in groups.items():
+        if sizes and size not in sizes:
+            continue
         own = [b for b in benches if _label(b).startswith("fastdiff")]
         for bench in benches:
             seconds, info = bench["stats"]["min"], bench["extra_info"]
@@ -48,3 +56,7 @@ def _rate(bench: dict[str, Any]) -> float:
     """GB/s, 0 where the bytes moved are not counted."""
     info = bench["extra_info"]
     return (info["bytes_per_element"] or 0) * info["elements"] / bench["stats"]["min"] / 1e9
+
+
+if __name__ == "__main__":
+    print(table(json.loads(Path(sys.argv[1]).read_text()), sys.argv[2:]))

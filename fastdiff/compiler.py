@@ -200,18 +200,31 @@ class _Compiler:
     def _emit_launches(self, gap: int, wanted: Sequence[tuple[Output, Combination]]) -> None:
         batch: list[tuple[Output, _Launchable]] = []
         for output, value in wanted:
-            expanded = self._written_out(value, gap)
+            expanded = self._narrowed(output, self._written_out(value, gap))
             if batch and not self._fits([*batch, (output, expanded)]):
                 self.plan.items.append(self._launch(batch))
                 batch = []
             batch.append((output, expanded))
-            if not self._fits(batch):
-                raise NotImplementedError(
-                    f"the value {output.name!r} combines more than {MAX_INPUTS} tensors or {MAX_DRAWS} draws; "
-                    "yield or evaluate at an intermediate value so that it is written to memory"
-                )
         if batch:
             self.plan.items.append(self._launch(batch))
+
+    def _narrowed(self, output: Output, expanded: _Launchable) -> _Launchable:
+        """A value of more tensors or draws than a launch takes, with partial sums written to memory first."""
+        while not self._fits([(output, expanded)]):
+            terms = expanded.linear
+            draws = [a for a in terms if isinstance(a, Draw)][:MAX_DRAWS]
+            part = [*[a for a in terms if not isinstance(a, Draw)][:MAX_INPUTS], *draws]
+            if len(part) < 2:
+                raise NotImplementedError(
+                    f"the value {output.name!r} clips or scales a sum of more than {MAX_INPUTS} tensors or {MAX_DRAWS} "
+                    "draws; yield or evaluate at an intermediate value so that it is written to memory"
+                )
+            partial, first = Buffer("partial sum"), _Launchable()
+            self.slots[partial] = self._new_slot(partial.name)
+            first.linear = {atom: terms.pop(atom) for atom in part}
+            self.plan.items.append(self._launch([(Output(self.slots[partial], partial.name, False), first)]))
+            expanded.linear = {partial: 1.0, **terms}
+        return expanded
 
     def _written_out(self, value: Combination, gap: int) -> _Launchable:
         """Expand; a non-linear value inside another, or a second of a kind, is written by a launch of its own first."""

@@ -35,12 +35,19 @@ class Prediction:
         return level.time
 
 
+def _refuse_pure_noise(prediction: Prediction, level: Level) -> None:
+    """At alpha = 0 (a zero terminal SNR) neither noise nor score says anything of x_0."""
+    if level.alpha == 0:
+        raise ValueError(f"prediction={prediction.name!r} has no x_0 at alpha = 0 (zero terminal SNR); use 'v' or 'x0'")
+
+
 class Eps(Prediction):
     """F predicts the noise z: x_0 = (x - sigma F) / alpha (Ho et al. 2020)."""
 
     name = "eps"
 
     def coefficients(self, level: Level) -> Coefficients:
+        _refuse_pure_noise(self, level)
         return Coefficients(1 / level.alpha, -level.sigma / level.alpha)
 
 
@@ -70,6 +77,7 @@ class Score(Prediction):
     name = "score"
 
     def coefficients(self, level: Level) -> Coefficients:
+        _refuse_pure_noise(self, level)
         return Coefficients(1 / level.alpha, level.sigma**2 / level.alpha)
 
 

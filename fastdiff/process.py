@@ -68,7 +68,6 @@ class Process:
     """What a solver and the sampler need to know of a process; subclasses: VE, EDM, VP."""
 
     integer_time = False
-    sigma_max: float
 
     def levels(
         self, steps: int | str | None, schedule: str | Callable[..., Array] | None = None, **options: float
@@ -183,10 +182,6 @@ class VP(Process):
     @property
     def T(self) -> int:
         return len(self.betas)
-
-    @property
-    def sigma_max(self) -> float:  # type: ignore[override]
-        return self.level(self.T - 1).sigma_ve
 
     def level(self, t: int, alpha_bar: float | None = None) -> Level:
         """The level of original step t, with the process's alpha_bar or one given."""

@@ -30,7 +30,7 @@ from .plan import Plan
 from .prediction import Prediction, get_prediction
 from .process import Level, Levels, Process, get_process
 from .random import seed_tensor
-from .solvers import Solver, check_options, get_solver
+from .solvers import Solver, check_options, ddim_inversion, get_solver
 from .trace import Recorder
 
 NoiseFunction = Callable[[int, int], Tensor]
@@ -49,9 +49,9 @@ class Sampler:
     """Draws samples from a diffusion model.
 
     Args:
-        model: any callable `(x, t, **cond) -> output`; x is [B, ...] of any rank, t is [B]: sigma (VE, EDM), the
-            timestep (VP) or ln(sigma)/4 (prediction "edm"). An output of twice the channels (dim 1) has a variance
-            half.
+        model: any callable `(x, t, **cond) -> output` that does not write to x; x is [B, ...] of any rank, t is [B]:
+            sigma (VE, EDM), the timestep (VP) or ln(sigma)/4 (prediction "edm"). An output of twice the channels
+            (dim 1) has a variance half.
         process: "edm", "ve", "vp", "vp_cosine" or a `Process`.
         prediction: what the output means: "x0", "eps", "v", "score", "previous_x", "edm" or a `Prediction`.
         solver: "heun", "euler", "ddim", "ddim_inversion", "ddpm" or a generator function (see `fastdiff.solvers`).
@@ -68,6 +68,7 @@ class Sampler:
         denoised_fn: any function of the predicted x_0, applied before clipping.
         dtype: of the state, float32 or float64.
         model_dtype: of the network's input; default: that of its parameters, else `dtype`.
+        device: of the state; default: where the model's parameters are, the CPU for a plain callable.
         backend: "auto", "reference", "cpu" or "cuda"; default: FASTDIFF_BACKEND, else auto.
         compiled: False runs the solver's own lines on tensors, the readable reference.
         shape: shape of one sample, so that a batch size is enough; default: the model's `sample_shape`.
@@ -98,6 +99,7 @@ class Sampler:
         denoised_fn: Callable[[Tensor], Tensor] | None = None,
         dtype: torch.dtype = torch.float32,
         model_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
         backend: str | None = None,
         compiled: bool = True,
         shape: Sequence[int] | None = None,
@@ -112,7 +114,7 @@ class Sampler:
         self.solver = get_solver(solver)
         self.dtype = check_choice("dtype", dtype, ops.STATE_DTYPES)
         self.model_dtype = check_choice("model_dtype", model_dtype or dtype_of_model(model, dtype), ops.DTYPES)
-        self.device = model_device(model)
+        self.device = torch.device(device) if device is not None else model_device(model)
         self.backend = ops.resolve_backend(backend, self.device)
         self.compiled, self.check = compiled, check
         self.shape = shape if shape is not None else getattr(model, "sample_shape", None)
@@ -177,6 +179,8 @@ class Sampler:
 
     def _denoiser(self, engine: Any, levels: Levels) -> Denoiser:
         scales = epsilon_scales(self.epsilon_scale, levels.steps)
+        if self.solver is ddim_inversion:  # it visits the levels from the cleanest up
+            scales.reverse()
         return Denoiser(
             engine,
             self.prediction,
@@ -245,7 +249,7 @@ class Sampler:
         if x_init is not None:
             check_x_init(x_init, size, self.device)
             x_init = x_init.to(self.dtype).contiguous()
-        elif getattr(self.solver, "__name__", "") == "ddim_inversion":
+        elif self.solver is ddim_inversion:
             raise ValueError("x_init must be given to solver 'ddim_inversion': the data to invert")
         if noise is not None and generator is not None:
             raise ValueError("generator must be left out when noise is given")

@@ -119,3 +119,20 @@ def test_the_plan_is_the_solvers_own_lines(solver, options, backend, device):
     a = Sampler(model, **kwargs)((3, 5), seeds=5, return_trajectory=True, **start)[1]
     b = Sampler(model, compiled=False, **kwargs)((3, 5), seeds=5, return_trajectory=True, **start)[1]
     assert (a - b).abs().max() / b.abs().max() < CLOSED_FORM
+
+
+def test_inversion_scales_each_level_as_sampling_does():
+    """A list of lambdas belongs to the levels, noisiest first, whichever way they are visited."""
+
+    def model(x, t):
+        return 0.3 * torch.sin(x) + 0.5 * x
+
+    scales = [1.0 + 0.01 * i for i in range(10)]
+    options = {"process": VP.linear(100), "prediction": "eps", "solver": "ddim_inversion", "steps": 10, **F64}
+    x = torch.full((1, 3), 0.3, dtype=torch.float64)
+    first = Sampler(model, epsilon_scale=[1.0] * 9 + [2.0], **options)((1, 3), x_init=x, return_trajectory=True)[1]
+    plain = Sampler(model, **options)((1, 3), x_init=x, return_trajectory=True)[1]
+    assert not torch.allclose(first[1], plain[1]), "the last lambda is the cleanest level's, which comes first"
+    last = Sampler(model, epsilon_scale=[2.0] + [1.0] * 9, **options)((1, 3), x_init=x)
+    assert torch.allclose(last, plain[-1]), "the noisiest level is reached, not evaluated"
+    assert not torch.allclose(Sampler(model, epsilon_scale=scales, **options)((1, 3), x_init=x), plain[-1])

@@ -164,15 +164,32 @@ def test_a_users_solver_is_fused():
     assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_too_many_tensors_is_one_clear_error():
+def test_a_long_history_is_summed_in_parts():
+    """Momentum reads every step before it; more than 8 tensors or 2 draws are summed by several launches."""
+
+    def momentum(denoise, x, levels, noise):
+        slope, shaken = 0.0 * x, 0.0 * x
+        for level, following in pairwise(levels):
+            slope = 0.5 * slope + (x - denoise(x, level)) / level.sigma
+            shaken = shaken + 0.01 * noise()
+            x = x + (following.sigma - level.sigma) * slope + shaken
+            yield x
+
+    kwargs = {"solver": momentum, "prediction": "eps", "steps": 12, "dtype": torch.float64}
+    a, b = Sampler(model, **kwargs), Sampler(model, compiled=False, **kwargs)
+    assert len(a.plan().launches) > a.plan().evaluations + 1
+    assert all(len(launch.inputs) <= 8 and len(launch.draws) <= 2 for launch in a.plan().launches)
+    x, y = a((2, 3), seeds=0), b((2, 3), seeds=0)
+    assert (x - y).abs().max() / y.abs().max() < 1e-12
+
+
+def test_a_clipped_sum_of_too_many_tensors_is_one_clear_error():
     def hoarder(denoise, x, levels, noise):
-        total = x
-        for _ in range(9):
-            total = total + denoise(x, levels[0])
-        yield total
+        points = [denoise(x, levels[0]) for _ in range(9)]
+        yield denoise(sum(points), levels[1])
 
     with pytest.raises(NotImplementedError, match="more than 8 tensors"):
-        Sampler(model, solver=hoarder, steps=3)
+        Sampler(model, solver=hoarder, steps=3, clip_denoised=True, prediction="eps")
 
 
 def test_two_clipped_values_in_one_state():

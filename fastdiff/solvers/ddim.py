@@ -19,6 +19,8 @@ def ddim(
 
     eps is always re-derived from the (clipped) x_0, as guided-diffusion does. The last step returns x_0.
     """
+    if eta > 1:
+        raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral), got {eta}")
     for level, following in pairwise(levels):
         x0 = denoise(x, level)
         eps = (x - level.alpha * x0) / level.sigma
