@@ -127,11 +127,7 @@ class Sampler:
         grid = {name: options.pop(name) for name in ("rho", "sigma_min", "sigma_max") if name in options}
         check_options(self.solver, options)
         self.options = options
-        self.steps, self._explicit, self._grid = (
-            steps,
-            _explicit(self.process, sigmas, timesteps),
-            (schedule, grid),
-        )
+        self._explicit, self._grid = _explicit(self.process, sigmas, timesteps), (schedule, grid)
         if self._explicit is not None and (schedule is not None or grid):
             raise ValueError("schedule and its options must be left out when sigmas or timesteps give the levels")
         self.levels = self._levels(steps)
