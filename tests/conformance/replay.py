@@ -129,9 +129,9 @@ def check_float32_state(case: Case, route: str, replay: Callable[..., Mapping[st
 
     Each stays within the tolerance, except where float32 itself does not allow it: with x_0 = (x - sigma eps) / alpha
     and alpha = 5e-5, say, rounding nothing but what the run is given (start, noise, network outputs) changes x_0 by
-    1e-3. That change of the same quantity is measured, and three times as much is allowed. For the compiled routes, which are
-    what runs: the solver's lines on tensors form x_0 and eps one after the other, and lose digits that the composed
-    coefficients keep.
+    1e-3. That change of the same quantity is measured, and twice as much is allowed. For the compiled routes, which
+    are what runs: the solver's lines on tensors form x_0 and eps one after the other, and lose digits that the
+    composed coefficients keep.
     """
     exact = replay(case, route)[states]
     single = replay(case, route, torch.float32)[states]
