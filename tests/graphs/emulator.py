@@ -7,8 +7,9 @@ What goes wrong with a CUDA graph goes wrong here too, and loudly:
 - A capture computes nothing that lasts: afterwards memory made by the capture is poisoned, memory it wrote outside is
   as it was, and PyTorch's generator has not moved. Only a replay gives results.
 - A replay first poisons all memory of its graph, so reading what this replay has not yet written shows, and that of
-  the other graphs of the pool, so a result that was not copied out in time shows. (What it reads of an older graph's
-  results is left alone: PyTorch allows that to graphs replayed in the order of their capture.)
+  the other graphs of the pool, so a result that was not copied out in time shows. It spares what was still in use when
+  its graph was captured: there the pool could not have put it. So graphs replayed in the order of their capture may
+  read each other's results.
 - Memory outside the graph is not kept alive. Reading it after it was freed is an error.
 - Work of a parallel branch that is not joined, or that touches memory the first stream uses meanwhile, is an error.
 
@@ -72,7 +73,7 @@ class EmulatedGraph:
         bytes: of the memory the capture made.
     """
 
-    def __init__(self, emulator: Emulator, tape: Tape, number: int):
+    def __init__(self, emulator: Emulator, tape: Tape, number: int, spared: set[Memory]):
         self._emulator, self._number = emulator, number
         self._operations, self._memory = tape.operations, list(tape.memory.values())
         self.nodes = len(self._operations)
@@ -80,6 +81,8 @@ class EmulatedGraph:
         self.external = sorted({memory.pointer for memory in outside if memory.read})
         self.written = sorted({memory.pointer for memory in outside if memory.before is not None})
         self.bytes = sum(memory.bytes for memory in self.made)
+        self._spared = weakref.WeakSet(spared)
+        self._taken = weakref.WeakSet(memory for memory in spared if not memory.used_outside())
         self._reset = False
 
     @property
@@ -155,6 +158,7 @@ class Emulator:
         if not Emulator._capturing.acquire(blocking=False):
             raise RuntimeError("CUDA error: a capture is already under way in this process (one at a time)")
         generator = torch.get_rng_state()
+        spared = {memory for graph in self.graphs for memory in graph.made if memory.used_outside()}
         tape = self.tape = Tape()
         self.log.append(("capture", self._captures))
         try:
@@ -169,7 +173,7 @@ class Emulator:
                 ) from tape.refused
             if tape.branches:
                 raise RuntimeError("CUDA error: capturing stream has unjoined work")
-            graph = EmulatedGraph(self, tape, self._captures)
+            graph = EmulatedGraph(self, tape, self._captures, spared)
         finally:
             for memory in tape.memory.values():
                 if memory.made:
@@ -213,16 +217,14 @@ class Emulator:
             raise RuntimeError("two graphs of one pool are replayed at once")
         try:
             self.log.append(("replay", graph._number))
-            outside = {memory.key for memory in graph._memory if not memory.made}
-            for other in self.graphs:
-                for memory in other.made:
-                    if memory.key not in outside:
-                        memory.poison()
-                    elif not memory.used_outside():
-                        raise RuntimeError("graph replay reads freed memory: the pool took it back")
+            for memory in [memory for other in self.graphs for memory in other.made]:
+                if memory not in graph._spared:
+                    memory.poison()
             with torch.no_grad(), torch._C._DisableAutocast(), torch._C._DisableTorchDispatch():
                 for operation in graph._operations:
                     operation.replay()
+            for memory in graph._taken:  # freed while the graph was captured, so it may have taken it
+                memory.poison()
         finally:
             self._running.release()
 

@@ -238,24 +238,42 @@ def test_results_die_when_another_graph_replays(emulator):
     a, y = emulator.capture(lambda: x + 1)
     b, z = emulator.capture(lambda: x + 2)
     a.replay()
-    copy = y.clone()
     b.replay()
-    assert z.tolist() == [3.0, 3.0] and y.isnan().all() and copy.tolist() == [2.0, 2.0]
+    assert z.tolist() == [3.0, 3.0] and y.tolist() == [2.0, 2.0], "in the order of capture, while held"
+    copy = z.clone()
+    a.replay()
+    assert z.isnan().all() and copy.tolist() == [3.0, 3.0]
     other, w = Emulator("cpu").capture(lambda: x + 3)
     other.replay()
-    assert z.tolist() == [3.0, 3.0] and w.tolist() == [4.0, 4.0], "another device, another pool"
+    assert y.tolist() == [2.0, 2.0] and w.tolist() == [4.0, 4.0], "another device, another pool"
 
 
-def test_a_graph_may_read_the_result_of_an_older_one_while_it_is_held(emulator):
-    x = torch.ones(2)
-    a, y = emulator.capture(lambda: [x + 1])
-    b, z = emulator.capture(lambda: y[0] * 2)
-    a.replay()
-    b.replay()
-    assert z.tolist() == [4.0, 4.0]
-    y.clear()
+def test_a_chain_of_graphs_reads_older_results(emulator):
+    """As in step scope: state is dropped while the next step is captured; replays come in the order of captures."""
+    x, slots = torch.ones(2), {}
+
+    def step(read, write, drop):
+        slots[write] = sum(slots[name] for name in read) + x
+        slots.pop(drop, None)
+
+    plan = [([], "a", ""), (["a"], "b", ""), (["b", "a"], "c", "a"), (["c", "b"], "d", "b")]
+    chain = [emulator.capture(lambda item=item: step(*item))[0] for item in plan]
+    later, _ = emulator.capture(lambda: x * 5)
+    for value in (1.0, 2.0):
+        x.fill_(value)
+        for graph in chain:
+            graph.replay()
+        assert slots["d"].tolist() == [7 * value] * 2
+        later.replay()
+    chain[0].replay()
+    later.replay()
+    chain[1].replay()
+    assert slots.keys() == {"c", "d"}
+    chain[2].replay()
+    assert slots["c"].isnan().all(), "another graph came between"
+    chain[1].reset()
     with pytest.raises(RuntimeError, match="reads freed memory"):
-        b.replay()
+        chain[2].replay()
 
 
 def test_one_capture_at_a_time(emulator):
