@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import check_count
+from .errors import check_choice, check_count
+from .graphs import has_graphs
 
 
 def model_dtype(model: Any, dtype: torch.dtype) -> torch.dtype:
@@ -27,6 +28,34 @@ def model_device(model: Any) -> torch.device:
         for parameter in model.parameters():
             return parameter.device
     return torch.device("cpu")
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """A device with its number: "cuda" is the current one."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def graph_mode(graph: str, device: torch.device, compiled: bool) -> str:
+    """`graph`, "off" where "auto" finds that nothing can be captured.
+
+    Raises:
+        ValueError: an unknown mode, or a graph asked for that cannot be.
+    """
+    check_choice("graph", graph, ("auto", "loop", "step", "off"))
+    possible = compiled and has_graphs(device)
+    if graph in ("loop", "step") and not possible:
+        why = f"a device that has graphs (CUDA), got {device}" if compiled else "compiled=True"
+        raise ValueError(f"graph={graph!r} needs {why}; use graph='auto' or 'off'")
+    return graph if possible else "off"
+
+
+def compile_network(model: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """The network through torch.compile, for fixed shapes; no graphs of its own, because the sampler captures it."""
+    mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
+    return torch.compile(model, mode=mode, dynamic=False)
 
 
 def resolve_shape(shape: int | Sequence[int], sample_shape: Sequence[int] | None) -> torch.Size:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .denoiser import require_shape, require_variance, split_variance
 from .ops import native
-from .plan import Launch, Plan
+from .plan import Call, Launch, Plan
 from .process import Level
 from .trace import Apply, Evaluate, Guide, Report
 
@@ -28,6 +29,7 @@ class Callbacks:
         noise: (draw, step) -> tensor, for plans that read their noise from tensors.
         report: (step, level, state, x_0 or None), at the end of every step of an observed plan; step -1 is the start.
         tick: (step), called before every network evaluation.
+        branch: () -> `graphs.Branch`, a second stream for guidance gradients beside the network; None: one stream.
     """
 
     network: Callable[[Tensor, Tensor], Tensor]
@@ -35,10 +37,67 @@ class Callbacks:
     noise: Callable[[int, int], Tensor] | None = None
     report: Callable[[int, Level | None, Tensor, Tensor | None], None] | None = None
     tick: Callable[[int], None] | None = None
+    branch: Callable[[], Any] | None = None
+
+
+@dataclass
+class Request:
+    """One call of a sampler.
+
+    Attributes:
+        model, terms: the network `(x, t, **cond)` and the guidance terms `(x, level, **cond)`.
+        shape: [B, ...]; seeds: int64 [B]; x_init: [B, ...] or None; cond: keyword arguments of model and terms.
+        rows: how many of the B samples are wanted; the others fill up a batch.
+        noise, report, tick: as in `Callbacks`.
+    """
+
+    model: Callable[..., Tensor]
+    terms: Sequence[Callable[..., Tensor]]
+    shape: torch.Size
+    seeds: Tensor
+    x_init: Tensor | None
+    cond: dict[str, Any]
+    rows: int
+    noise: Callable[[int, int], Tensor] | None = None
+    report: Callable[[int, Level | None, Tensor, Tensor | None], None] | None = None
+    tick: Callable[[int], None] | None = None
+
+    def callbacks(self) -> Callbacks:
+        """The network and the guidance terms with their conditioning, and what the caller wants to hear."""
+        guides = [lambda x, level, term=term: term(x, level, **self.cond) for term in self.terms]
+        return Callbacks(lambda x, t: self.model(x, t, **self.cond), guides, self.noise, self.report, self.tick)
+
+
+@dataclass
+class Numbers:
+    """The coefficients and times of a plan on the device: all that differs between plans of one structure.
+
+    Attributes:
+        wide, narrow: the rows of the launches that compute in float64, and of all others in the state's dtype, in order.
+        times: of the network evaluations, [NFE] or [NFE, B].
+    """
+
+    wide: Tensor
+    narrow: Tensor
+    times: Tensor
+
+    def for_batch(self, batch: int) -> Numbers:
+        """The same with a time per sample."""
+        return replace(self, times=self.times[:, None].expand(-1, batch).contiguous())
+
+    def clone(self) -> Numbers:
+        """A copy in memory of its own."""
+        return Numbers(self.wide.clone(), self.narrow.clone(), self.times.clone())
+
+    def copy_(self, other: Numbers) -> None:
+        """Overwrite in place; `other` may have one time for all samples."""
+        self.wide.copy_(other.wide)
+        self.narrow.copy_(other.narrow)
+        self.times.copy_(other.times if other.times.ndim == 2 else other.times[:, None])
 
 
 class Executor:
-    """A plan with its coefficient tables on a device.
+    """A plan with its numbers on a device.
 
     Args:
         plan: from `compile_plan`.
@@ -58,83 +117,156 @@ class Executor:
         backend: str,
     ):
         self.plan, self.dtype, self.network_dtype, self.device = plan, dtype, network_dtype, device
-        self._combine = native.operation("combine_out", backend)
-        self._tables = _tables(plan, dtype, device)
-        events = [item.event for item in plan.items if not isinstance(item, Launch)]
-        times = [event.time for event in events if isinstance(event, Evaluate)]
-        self._times = torch.tensor(times, dtype=torch.float64).to(time_dtype).to(device)
+        self.combine = native.operation("combine_out", backend)
+        # A launch whose coefficients are large cancels large terms (a long step at a tiny sigma, the noisiest cosine
+        # steps): it computes in float64, beside a float32 state too.
+        self._wide = [dtype == torch.float64 or launch.largest > WELL_CONDITIONED for launch in plan.launches]
+        self.numbers = self._numbers(time_dtype)
+        self.structure = plan.structure(tuple(self._wide), dtype, network_dtype, time_dtype, device, backend)
 
-    def run(self, shape: torch.Size, seeds: Tensor | None, x_init: Tensor | None, calls: Callbacks) -> Tensor:
+    def _numbers(self, time_dtype: torch.dtype) -> Numbers:
+        rows: dict[bool, list[Tensor]] = {True: [torch.empty(0)], False: [torch.empty(0)]}
+        for launch, wide in zip(self.plan.launches, self._wide):
+            rows[wide].append(torch.from_numpy(launch.row))
+        calls = [item.event for item in self.plan.items if isinstance(item, Call)]
+        times = torch.tensor([event.time for event in calls if isinstance(event, Evaluate)], dtype=torch.float64)
+        return Numbers(
+            torch.cat(rows[True]).to(self.device, torch.float64),
+            torch.cat(rows[False]).to(self.device, self.dtype),
+            times.to(time_dtype).to(self.device),
+        )
+
+    def tables(self, numbers: Numbers) -> list[Tensor]:
+        """Every launch's coefficients [1, W], views of `numbers`."""
+        parts = {}
+        for wide, flat in ((True, numbers.wide), (False, numbers.narrow)):
+            widths = [len(launch.row) for launch, w in zip(self.plan.launches, self._wide) if w == wide]
+            parts[wide] = iter(flat.split(widths) if widths else ())
+        return [next(parts[wide])[None] for wide in self._wide]
+
+    def run(self, request: Request) -> Tensor:
         """The final state, [B, ...] in the state's dtype."""
-        slots: list[Tensor | None] = [None] * len(self.plan.names)
-        if self.plan.x_init is not None:
-            slots[self.plan.x_init] = x_init
-        times = iter(self._times[:, None].expand(-1, shape[0]).contiguous())
-        tables = iter(self._tables)
-        waiting = deque(self.plan.noise)
-        for item, dead in zip(self.plan.items, self.plan.dead):
-            if isinstance(item, Launch):
-                self._draw(item, slots, waiting, calls)
-                self._launch(item, next(tables), slots, shape, seeds)
-            else:
-                event = item.event
-                values = [slots[s] for s in item.slots]
-                if isinstance(event, Evaluate):
-                    if calls.tick is not None:
-                        calls.tick(event.step)
-                    output, variance = split_variance(calls.network(values[0], next(times)), shape)  # type: ignore[arg-type]
-                    slots[item.output] = self._readable(output)  # type: ignore[index]
-                    if item.variance is not None:
-                        slots[item.variance] = self._readable(require_variance(variance, output.shape))
-                elif isinstance(event, Guide):
-                    gradient = calls.guides[event.term](values[0], event.level)  # type: ignore[arg-type]
-                    slots[item.output] = self._readable(require_shape("guidance", gradient, shape))  # type: ignore[index]
-                elif isinstance(event, Apply):
-                    x0 = event.function(values[0])  # type: ignore[arg-type]
-                    slots[item.output] = self._readable(require_shape("denoised_fn", x0, shape))  # type: ignore[index]
-                elif isinstance(event, Report) and calls.report is not None:
-                    calls.report(event.step, event.level, *[*values, None][:2])  # type: ignore[arg-type]
-                del values  # what is dead is freed now, not after the next item
-            for slot in dead:
-                slots[slot] = None
-        final = slots[self.plan.final]
+        numbers = self.numbers.for_batch(request.shape[0])
+        walk = Walk(self, numbers, request.shape, request.seeds, request.x_init, request.callbacks())
+        walk.advance(len(self.plan.items))
+        return walk.final
+
+
+class Walk:
+    """One run in progress: how far it came, and the tensors alive there.
+
+    Args:
+        numbers: with a time per sample. Only memory of the arguments is read, so that the same work can be done again
+            with other values in it.
+        seeds: int64 [B], x_init: [B, ...] or None.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        numbers: Numbers,
+        shape: torch.Size,
+        seeds: Tensor,
+        x_init: Tensor | None,
+        calls: Callbacks,
+    ):
+        self._executor, self._plan, self._calls = executor, executor.plan, calls
+        self._shape, self._seeds = shape, seeds
+        self._slots: list[Tensor | None] = [None] * len(self._plan.names)
+        if self._plan.x_init is not None:
+            self._slots[self._plan.x_init] = x_init
+        self._tables = iter(executor.tables(numbers))
+        self._times = iter(numbers.times)
+        self._noise = deque(self._plan.noise)
+        self._at = 0
+
+    @property
+    def final(self) -> Tensor:
+        """The final state, once all items are done."""
+        final = self._slots[self._plan.final]
         assert final is not None
         return final
 
-    def _draw(self, launch, slots, waiting, calls):  # type: ignore[no-untyped-def]
-        """Ask for the noise a launch reads: once each, in the order of the draws, so with those drawn before it."""
-        while any(slots[s] is None for s in launch.inputs):
-            noise, slot = waiting.popleft()
-            z = calls.noise(noise.k, noise.step)
-            if slot is not None:
-                slots[slot] = z
+    def advance(self, stop: int) -> None:
+        """Do the plan's items up to number `stop`."""
+        items = self._plan.items
+        while self._at < stop:
+            item = items[self._at]
+            if isinstance(item, Launch):
+                self._draw(item)
+                self._launch(item)
+                self._finish()
+            elif self._calls.branch is not None and (count := self._plan.parallel(self._at)):
+                self._in_parallel([call for call in items[self._at : self._at + count] if isinstance(call, Call)])
+                for _ in range(count):
+                    self._finish()
+            else:
+                self._call(item)
+                self._finish()
 
-    def _launch(self, launch, table, slots, shape, seeds):  # type: ignore[no-untyped-def]
-        inputs = [slots[s] for s in launch.inputs]
+    def _finish(self) -> None:
+        """Drop what nothing after the present item reads, and go to the next."""
+        for slot in self._plan.dead[self._at]:
+            self._slots[slot] = None
+        self._at += 1
+
+    def _in_parallel(self, calls: Sequence[Call]) -> None:
+        """The guidance gradients of one evaluation on a second stream, beside the network."""
+        assert self._calls.branch is not None
+        with self._calls.branch() as branch:
+            for call in calls:
+                if isinstance(call.event, Guide):
+                    self._call(call)
+        for call in calls:
+            if not isinstance(call.event, Guide):
+                self._call(call)
+        branch.join()
+
+    def _call(self, call: Call) -> None:
+        event, calls, slots = call.event, self._calls, self._slots
+        values = self.values(call)
+        if isinstance(event, Evaluate):
+            if calls.tick is not None:
+                calls.tick(event.step)
+            output, variance = split_variance(calls.network(values[0], next(self._times)), self._shape)
+            slots[call.output] = self._readable(output)  # type: ignore[index]
+            if call.variance is not None:
+                slots[call.variance] = self._readable(require_variance(variance, output.shape))
+        elif isinstance(event, Guide):
+            gradient = calls.guides[event.term](values[0], event.level)
+            slots[call.output] = self._readable(require_shape("guidance", gradient, self._shape))  # type: ignore[index]
+        elif isinstance(event, Apply):
+            x0 = event.function(values[0])
+            slots[call.output] = self._readable(require_shape("denoised_fn", x0, self._shape))  # type: ignore[index]
+        elif isinstance(event, Report) and calls.report is not None:
+            calls.report(event.step, event.level, values[0], values[1] if len(values) > 1 else None)
+
+    def values(self, call: Call) -> list[Tensor]:
+        """The tensors a call is given."""
+        return [self._slots[slot] for slot in call.slots]  # type: ignore[misc]
+
+    def _draw(self, launch: Launch) -> None:
+        """Ask for the noise a launch reads: once each, in the order of the draws, so with those drawn before it."""
+        while any(self._slots[s] is None for s in launch.inputs):
+            noise, slot = self._noise.popleft()
+            assert self._calls.noise is not None
+            z = self._calls.noise(noise.k, noise.step)
+            if slot is not None:
+                self._slots[slot] = z
+
+    def _launch(self, launch: Launch) -> None:
+        run = self._executor
+        inputs = [self._slots[s] for s in launch.inputs]
         out = [
-            torch.empty(shape, dtype=self.network_dtype if o.for_network else self.dtype, device=self.device)
+            torch.empty(self._shape, dtype=run.network_dtype if o.for_network else run.dtype, device=run.device)
             for o in launch.outputs
         ]
-        variance = None if launch.variance is None else slots[launch.variance]
-        self._combine(inputs, table, None, seeds if launch.draws else None, launch.draws, variance, launch.clip, out)
+        variance = None if launch.variance is None else self._slots[launch.variance]
+        seeds = self._seeds if launch.draws else None
+        run.combine(inputs, next(self._tables), None, seeds, launch.draws, variance, launch.clip, out)
         for output, tensor in zip(launch.outputs, out):
-            slots[output.slot] = tensor
+            self._slots[output.slot] = tensor
 
     def _readable(self, tensor: Tensor) -> Tensor:
         """Round a float64 output beside a float32 state; the kernel reads everything else as it is."""
-        return tensor.to(self.dtype) if tensor.dtype == torch.float64 else tensor
-
-
-def _tables(plan: Plan, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Every launch's coefficients [1, W] on the device, in one transfer per dtype.
-
-    A launch whose coefficients are large cancels large terms (a long step at a tiny sigma, the noisiest cosine steps):
-    it computes in float64, beside a float32 state too.
-    """
-    wide = [dtype == torch.float64 or launch.largest > WELL_CONDITIONED for launch in plan.launches]
-    parts = {}
-    for kind, precision in ((True, torch.float64), (False, dtype)):
-        rows = [torch.from_numpy(launch.row) for launch, w in zip(plan.launches, wide) if w == kind]
-        table = torch.cat(rows).to(precision).to(device) if rows else torch.empty(0)
-        parts[kind] = iter(table.split([len(row) for row in rows]))
-    return [next(parts[w])[None] for w in wide]
+        return tensor.to(self._executor.dtype) if tensor.dtype == torch.float64 else tensor

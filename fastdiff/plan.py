@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .trace import Evaluate, Event, NoiseBuffer
+from .trace import Apply, Evaluate, Event, Guide, NoiseBuffer, Report
 
 
 @dataclass
@@ -51,6 +52,21 @@ class Call:
     variance: int | None = None
 
 
+class Structure:
+    """A long key that is hashed once."""
+
+    __slots__ = ("_hash", "_parts")
+
+    def __init__(self, parts: Hashable):
+        self._parts, self._hash = parts, hash(parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Structure) and self._parts == other._parts)
+
+
 @dataclass
 class Plan:
     """A compiled run: launches and calls in order. `print(plan)` shows it as a table.
@@ -79,6 +95,57 @@ class Plan:
     def evaluations(self) -> int:
         """Number of network evaluations (NFE)."""
         return sum(isinstance(item, Call) and isinstance(item.event, Evaluate) for item in self.items)
+
+    def structure(self, *more: Hashable) -> Structure:
+        """What is done, without the numbers it is done with: plans of one structure differ in coefficients and times.
+
+        The level of a guidance call is part of it, because guidance terms are Python and see it.
+        """
+        items: list[Hashable] = []
+        for item in self.items:
+            if isinstance(item, Launch):
+                outputs = tuple((output.slot, output.for_network) for output in item.outputs)
+                items.append((tuple(item.inputs), tuple(item.draws), outputs, item.clip, item.variance))
+                continue
+            event = item.event
+            seen: Hashable = None
+            if isinstance(event, Guide):
+                seen = event.term, event.level
+            elif isinstance(event, Apply):
+                seen = id(event.function)
+            items.append((type(event), seen, tuple(item.slots), item.output, item.variance))
+        return Structure((tuple(items), self.x_init, tuple(slot for _, slot in self.noise), self.final, *more))
+
+    def parallel(self, at: int) -> int:
+        """How many items from number `at` on are network and guidance of one evaluation; 0 if there are not both."""
+        kinds: list[type] = []
+        for item in self.items[at:]:
+            if isinstance(item, Launch) or not isinstance(item.event, (Evaluate, Guide)):
+                break
+            kinds.append(type(item.event))
+        return len(kinds) if len(set(kinds)) == 2 else 0
+
+    def pieces(self, scope: str) -> list[int]:
+        """The ends of the parts the items are captured in: all at once ("loop"), or one a step ("step").
+
+        An observed plan is cut after its reports, whatever the scope.
+        """
+        reports = [
+            i + 1 for i, item in enumerate(self.items) if isinstance(item, Call) and isinstance(item.event, Report)
+        ]
+        cuts = reports
+        if not reports and scope == "step":
+            steps = [self.step_at(i) for i in range(len(self.items))]
+            starts = [i for i, item in enumerate(self.items) if i > 0 and isinstance(item, Launch)]
+            cuts = [i for i in starts if None not in (steps[i - 1], steps[i]) and steps[i - 1] != steps[i]]
+        return sorted({*cuts, len(self.items)})
+
+    def step_at(self, at: int) -> int | None:
+        """The step of the first call from item `at` on, or None."""
+        for item in self.items[at:]:
+            if isinstance(item, Call):
+                return item.event.step
+        return None
 
     def __str__(self) -> str:
         from .plan_table import describe

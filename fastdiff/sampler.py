@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from copy import copy
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,36 +15,35 @@ from .arguments import (
     check_noise,
     check_x_init,
     clip_range,
+    compile_network,
+    graph_mode,
     label_tensor,
     model_device,
+    resolve_device,
     resolve_shape,
 )
 from .arguments import (
     model_dtype as dtype_of_model,
 )
 from .compiler import compile_plan
-from .denoiser import Denoiser, TensorEngine
-from .errors import check_choice
-from .executor import Callbacks, Executor
+from .denoiser import Denoiser
+from .errors import check_choice, check_count
+from .executor import Executor, Request
 from .exposure import LinearScale, epsilon_scales
+from .graphs import GraphCache, GraphStats
+from .graphs.buckets import bucket_of, bucket_sizes, filled
 from .guidance import Guidance, guidance_terms
 from .plan import Plan
 from .prediction import Prediction, get_prediction
 from .process import Level, Levels, Process, get_process
 from .random import seed_tensor
+from .readable import nothing_yielded, run_on_tensors
+from .reporting import Progress, StepInfo, blame
 from .solvers import Solver, check_options, ddim_inversion, get_solver
 from .trace import Recorder
+from .tune import Tuning, tune
 
 NoiseFunction = Callable[[int, int], Tensor]
-
-
-class StepInfo(NamedTuple):
-    """What a callback receives at the end of a step."""
-
-    step: int
-    level: Level
-    x: Tensor
-    denoised: Tensor
 
 
 class Sampler:
@@ -69,8 +70,18 @@ class Sampler:
         dtype: of the state, float32 or float64.
         model_dtype: of the network's input; default: that of its parameters, else `dtype`.
         device: of the state; default: where the model's parameters are, the CPU for a plain callable.
-        backend: "auto", "reference", "cpu" or "cuda"; default: FASTDIFF_BACKEND, else auto.
+        backend: "auto", "reference", "cpu", "cuda" or "triton"; default: FASTDIFF_BACKEND, else auto.
         compiled: False runs the solver's own lines on tensors, the readable reference.
+        compile: call the network through torch.compile.
+        graph: on a GPU, "loop" captures the whole run, the network and the guidance terms' autograd included, as one
+            CUDA graph for every signature (shapes, plan, conditioning, weights' places, PyTorch's switches), "step" one
+            a step, "off" none. "auto" captures what is called a second time: the loop, or steps if it has very many
+            operations. Callbacks, trajectories and progress bars need steps; with `noise` or `generator` a run is eager.
+            A graph freezes Python values that the model reads from elsewhere than its arguments.
+        buckets: batch sizes that batches are filled up to for a graph, or "auto" (1, 2, 4, 8, 16, 24, 32, 48, ...);
+            tensors in `cond` whose first size is the batch are filled up too. Not for networks that mix samples.
+        max_graphs: kept, the least recently used goes first.
+        max_graph_bytes: that the graphs' memory pool may hold; runs that need more are eager.
         shape: shape of one sample, so that a batch size is enough; default: the model's `sample_shape`.
         check: raise if the result is not finite.
         options: the solver's own (S_churn, eta, variance, ...) and the schedule's (rho, sigma_min, sigma_max).
@@ -102,10 +113,16 @@ class Sampler:
         device: torch.device | str | None = None,
         backend: str | None = None,
         compiled: bool = True,
+        compile: bool = False,
+        graph: str = "auto",
+        buckets: str | Sequence[int] | None = None,
+        max_graphs: int = 8,
+        max_graph_bytes: int = 4 << 30,
         shape: Sequence[int] | None = None,
         check: bool = True,
         **options: Any,
     ):
+        self._arguments = {k: v for k, v in locals().items() if k not in ("self", "options")} | options
         if not callable(model):
             raise TypeError(f"model must be callable (x, t, **cond) -> output, got {type(model).__name__}")
         self.model = model
@@ -114,9 +131,18 @@ class Sampler:
         self.solver = get_solver(solver)
         self.dtype = check_choice("dtype", dtype, ops.STATE_DTYPES)
         self.model_dtype = check_choice("model_dtype", model_dtype or dtype_of_model(model, dtype), ops.DTYPES)
-        self.device = torch.device(device) if device is not None else model_device(model)
+        self.device = resolve_device(device) if device is not None else model_device(model)
         self.backend = ops.resolve_backend(backend, self.device)
         self.compiled, self.check = compiled, check
+        self.graph = graph_mode(graph, self.device, compiled)
+        self._buckets = bucket_sizes(buckets)
+        self._graphs = GraphCache(
+            check_count("max_graphs", max_graphs), check_count("max_graph_bytes", max_graph_bytes)
+        )
+        self._compile = compile
+        self._compiled_network: tuple[Any, Callable[..., Tensor]] | None = None
+        self._waits = graph == "auto"  # with capturing, until a signature comes a second time
+        self._tuned: dict[torch.Size, tuple[Any, Sampler]] = {}
         self.shape = shape if shape is not None else getattr(model, "sample_shape", None)
         if denoised_fn is not None and not callable(denoised_fn):
             raise TypeError(f"denoised_fn must be a function of the predicted x_0, got {denoised_fn!r}")
@@ -156,13 +182,13 @@ class Sampler:
         """
         levels = self.levels if steps is None else self._levels(steps)
         engine = Recorder(noise)
-        denoise = self._denoiser(engine, levels)
+        denoise = self.denoiser(engine, levels)
         x = engine.start(self.process.prior_std(levels[0]), x_init, observe)
         for state in self.solver(denoise, x, levels, engine.noise, **self.options):
             engine.finish_step(state, denoise.last_x0, denoise.first_level, observe)
             denoise.finish_step()
         if not engine.trace.states:
-            raise self._nothing_yielded()
+            raise nothing_yielded(self.solver)
         return compile_plan(engine.trace, self.model_dtype == self.dtype)
 
     def _levels(self, steps: int | str | None) -> Levels:
@@ -173,7 +199,8 @@ class Sampler:
         schedule, options = self._grid
         return self.process.levels(steps, schedule, **options)
 
-    def _denoiser(self, engine: Any, levels: Levels) -> Denoiser:
+    def denoiser(self, engine: Any, levels: Levels) -> Denoiser:
+        """What the solver sees of the model."""
         scales = epsilon_scales(self.epsilon_scale, levels.steps)
         if self.solver is ddim_inversion:  # it visits the levels from the cleanest up
             scales.reverse()
@@ -192,14 +219,70 @@ class Sampler:
         key = tuple(kind.values())
         if key not in self._executors:
             self._executors[key] = Executor(
-                self.plan(**kind), self.dtype, self.model_dtype, self._time_dtype, self.device, self.backend
+                self.plan(**kind), self.dtype, self.model_dtype, self.time_dtype, self.device, self.backend
             )
         return self._executors[key]
 
     @property
-    def _time_dtype(self) -> torch.dtype:
+    def time_dtype(self) -> torch.dtype:
+        """Of the network's time argument: int64 for timesteps."""
         integers = self.process.integer_time and self.prediction.name != "edm"
         return torch.int64 if integers else self.dtype
+
+    # -- graphs -------------------------------------------------------------------------------------------------------
+
+    def replace(self, **changes: Any) -> Sampler:
+        """A sampler with some arguments changed, on the same graphs.
+
+        Where the plan keeps its structure, one captured loop serves other sigmas, lambdas and guidance weights.
+
+        Args:
+            changes: arguments of `Sampler`. New sigmas or timesteps take the place of steps, schedule and its options.
+        """
+        arguments = {**self._arguments, "model": self.model}
+        if changes.get("sigmas") is not None or changes.get("timesteps") is not None:
+            explicit = ("steps", "schedule", "rho", "sigma_min", "sigma_max", "sigmas", "timesteps")
+            arguments = {k: v for k, v in arguments.items() if k not in explicit}
+        other = Sampler(**{**arguments, **changes})
+        if not {"max_graphs", "max_graph_bytes"} & changes.keys():
+            other._graphs = self._graphs
+        if other.model is self.model:
+            other._compiled_network = self._compiled_network
+        return other
+
+    def capture(self, batches: int | Sequence[int], **arguments: Any) -> None:
+        """Capture graphs ahead of time, the largest batch first: the smaller ones then fit into its memory.
+
+        Args:
+            batches: batch sizes; the shape of a sample must be known.
+            arguments: of the calls to come (labels, cond, return_trajectory, ...).
+        """
+        if self.graph == "off":
+            raise ValueError("graph must not be 'off' to capture (it is 'off' by itself where there are no graphs)")
+        now = copy(self)
+        now._waits = False
+        for batch in sorted({batches} if isinstance(batches, int) else set(batches), reverse=True):
+            now(batch, **arguments)
+
+    def stats(self) -> GraphStats:
+        """How many calls found a graph, what was captured and given up, what it cost, and why a capture failed."""
+        return self._graphs.stats()
+
+    def tune(self, shape: int | Sequence[int], *, seconds: float = 1.0, **arguments: Any) -> Tuning:
+        """Measure eager, compiled network, network graph and loop graph on calls of one shape, and keep the fastest.
+
+        Args:
+            shape: as in a call.
+            seconds: spent on measuring each, compilation and capture apart.
+            arguments: of the calls: seeds, labels, cond.
+
+        Returns:
+            What was found; "no gain expected" if nothing is at least 3 % faster than eager.
+        """
+        size = resolve_shape(shape, self.shape)
+        tuning, variant = tune(self, size, seconds, arguments)
+        self._tuned[size] = self.model, variant
+        return tuning
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
@@ -241,6 +324,20 @@ class Sampler:
             FloatingPointError: the result is not finite (with `check`); names the first bad step and the seeds.
         """
         size = resolve_shape(shape, self.shape)
+        model, variant = self._tuned.get(size, (None, None))
+        if variant is not None and model is self.model:
+            return variant(
+                size,
+                seeds=seeds,
+                labels=labels,
+                cond=cond,
+                x_init=x_init,
+                noise=noise,
+                generator=generator,
+                callback=callback,
+                return_trajectory=return_trajectory,
+                progress=progress,
+            )
         seed = seed_tensor(seeds, size[0], self.device)
         if x_init is not None:
             check_x_init(x_init, size, self.device)
@@ -252,9 +349,7 @@ class Sampler:
         cond = dict(cond or {})
         if labels is not None:
             cond["labels"] = label_tensor(labels, size[0], getattr(self.model, "label_dim", None), self.device)
-        guides = [lambda x, level, term=term: term(x, level, **cond) for term in self.guidance]
         trajectory: list[Tensor] = []
-        observe = callback is not None or return_trajectory
 
         def report(step: int, level: Level | None, x: Tensor, denoised: Tensor | None) -> None:
             if return_trajectory:
@@ -262,87 +357,48 @@ class Sampler:
             if callback is not None and level is not None and denoised is not None:
                 callback(StepInfo(step, level, x, denoised))
 
-        def run(observe: bool, report: Any, progress: bool, state: Tensor | None) -> Tensor:
-            source = self._noise_source(noise, generator, state, size)
-            with _Progress(progress, self.levels.steps) as tick:
-                calls = Callbacks(lambda x, t: self.model(x, t, **cond), guides, source, report, tick)
-                if self.compiled:
-                    executor = self._executor(x_init=x_init is not None, noise=source is not None, observe=observe)
-                    return executor.run(size, seed, x_init, calls)
-                return self._run_on_tensors(size, seed, x_init, calls)
-
         state = None if generator is None else generator.get_state()
-        x = run(observe, report, progress, None)
+        if generator is not None:
+            noise = lambda draw, step: torch.randn(size, generator=generator, device=generator.device)  # noqa: E731
+        source = None if noise is None else check_noise(noise, size, self.dtype, self.device)
+        observer = report if callback is not None or return_trajectory else None
+        request = Request(self._network, self.guidance, size, seed, x_init, cond, size[0], source, observer)
+        with Progress(progress, self.levels.steps) as request.tick:
+            x = self._run(request)
         if self.check and x.numel() and not bool(torch.isfinite(x).all()):
-            self._blame(lambda r: run(True, r, False, state), seed)
+            if generator is not None and state is not None:
+                generator.set_state(state)
+            blame(lambda look: self._run_eagerly(replace(request, report=look, tick=None)), seed)
         return (x, torch.stack(trajectory)) if return_trajectory else x
 
-    def _noise_source(
-        self,
-        noise: NoiseFunction | None,
-        generator: torch.Generator | None,
-        state: Tensor | None,
-        size: torch.Size,
-    ) -> NoiseFunction | None:
-        if generator is not None:
-            if state is not None:
-                generator.set_state(state)
-            place = generator.device
-            noise = lambda draw, step: torch.randn(size, generator=generator, device=place)  # noqa: E731
-        return None if noise is None else check_noise(noise, size, self.dtype, self.device)
+    @property
+    def _network(self) -> Callable[..., Tensor]:
+        """The model, or what torch.compile made of it."""
+        if not self._compile:
+            return self.model
+        if self._compiled_network is None or self._compiled_network[0] is not self.model:
+            self._compiled_network = self.model, compile_network(self.model, self.device)
+        return self._compiled_network[1]
 
-    def _run_on_tensors(self, size: torch.Size, seed: Tensor, x_init: Tensor | None, calls: Callbacks) -> Tensor:
-        """The solver's own lines on tensors, one small operation after the other."""
+    def _run(self, request: Request) -> Tensor:
+        """From a graph, if one is wanted and can be had."""
+        x = None
+        if self.graph != "off" and request.noise is None and 0 not in request.shape:
+            x = self._run_graph(request)
+        return x if x is not None else self._run_eagerly(request)
 
-        def noise(draw: int, step: int) -> Tensor:
-            if calls.noise is not None:
-                return calls.noise(draw, step)
-            return ops.normal(seed, size, draw, self.dtype, self.backend)
+    def _run_graph(self, request: Request) -> Tensor | None:
+        scope = "step" if request.tick is not None else self.graph
+        size = bucket_of(request.rows, self._buckets)
+        executor = self._executor(x_init=request.x_init is not None, noise=False, observe=request.report is not None)
+        return self._graphs.run(executor, filled(request, size), scope, self._waits)
 
-        def network(x: Tensor, time: float) -> Tensor:
-            if calls.tick is not None:
-                calls.tick(engine.step)
-            t = torch.full((size[0],), time, dtype=torch.float64).to(self._time_dtype).to(self.device)
-            return calls.network(x.to(self.model_dtype), t)
-
-        engine = TensorEngine(network, calls.guides, noise)
-        denoise = self._denoiser(engine, self.levels)
-        x = x_init.clone() if x_init is not None else self.process.prior_std(self.levels[0]) * noise(0, -1)
-        assert calls.report is not None
-        calls.report(-1, None, x, None)
-        state = None
-        for state in self.solver(denoise, x, self.levels, engine.noise, **self.options):
-            calls.report(engine.step, denoise.first_level, state, denoise.last_x0)
-            engine.step += 1
-            denoise.finish_step()
-        if state is None:
-            raise self._nothing_yielded()
-        return state
-
-    def _nothing_yielded(self) -> ValueError:
-        return ValueError(f"solver {getattr(self.solver, '__name__', self.solver)!r} must yield at least one state")
-
-    def _blame(self, rerun: Callable[[Any], Tensor], seeds: Tensor) -> None:
-        """The result is not finite: run again, looking at every state, and raise."""
-        found: list[str] = []
-
-        def look(step: int, level: Level | None, x: Tensor, denoised: Tensor | None) -> None:
-            bad = ~torch.isfinite(x).reshape(len(x), -1).all(1)
-            if not found and bool(bad.any()):
-                where = (
-                    "in the starting state" if level is None else f"first in step {step} (sigma {level.sigma_ve:.4g})"
-                )
-                listed = seeds[bad].tolist()
-                more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-                found.append(f"{where}, in the samples with seeds {listed[:8]}{more}")
-
-        rerun(look)
-        where = (
-            found[0]
-            if found
-            else "in the final state, but not when the run was repeated: the model is not deterministic"
-        )
-        raise FloatingPointError(f"the result has NaN or Inf, {where}. check=False returns it as it is.")
+    def _run_eagerly(self, request: Request) -> Tensor:
+        if not self.compiled:
+            return run_on_tensors(self, request)
+        return self._executor(
+            x_init=request.x_init is not None, noise=request.noise is not None, observe=request.report is not None
+        ).run(request)
 
 
 def _explicit(process: Process, sigmas: Sequence[float] | None, timesteps: Sequence[int] | None) -> Any:
@@ -353,27 +409,3 @@ def _explicit(process: Process, sigmas: Sequence[float] | None, timesteps: Seque
     if timesteps is not None and not discrete:
         raise ValueError("timesteps must be left out for a VE process; give sigmas")
     return sigmas if sigmas is not None else timesteps
-
-
-class _Progress:
-    """A tqdm bar over steps, or nothing."""
-
-    def __init__(self, show: bool, steps: int):
-        self._show, self._steps, self._done = show, steps, 0
-
-    def __enter__(self) -> Callable[[int], None] | None:
-        if not self._show:
-            return None
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(total=self._steps, unit="step")
-        return self._tick
-
-    def _tick(self, step: int) -> None:
-        self._bar.update(step - self._done)
-        self._done = step
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if self._show:
-            self._bar.update(self._steps - self._done if kind is None else 0)
-            self._bar.close()

@@ -1,0 +1,192 @@
+"""The graphs of a sampler: which call gets one, which ones are kept, and what they have cost."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor
+
+from ..executor import Executor, Request
+from .captured import CapturedRun, CaptureError
+from .device import GraphDevice, exclusive, graph_device, is_running
+from .key import flags, layout, modules_of, weights
+
+_REMEMBERED = 1024  # signatures called once, or that failed
+
+
+@dataclass
+class GraphStats:
+    """What a sampler's graphs have done.
+
+    Attributes:
+        hits: calls that replayed a graph kept from before.
+        misses: calls of a signature without a graph.
+        captures: graphs made (a run captured step by step counts once); milliseconds: they took, warm-up included.
+        evictions: graphs given up for others.
+        fallbacks: calls that wanted a graph and ran eagerly, because a capture had failed or could not be tried.
+        padded: samples drawn in addition to fill up buckets.
+        graphs, nodes: kept now, and the operations in them, as far as they are known.
+        bytes: of device memory that the pool of all samplers' graphs holds.
+        reasons: why captures failed.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    captures: int = 0
+    milliseconds: float = 0.0
+    evictions: int = 0
+    fallbacks: int = 0
+    padded: int = 0
+    graphs: int = 0
+    nodes: int = 0
+    bytes: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Entry:
+    run: CapturedRun
+    kept: list[Any]  # what the graph reads or was recorded from: it must not be freed before the graph
+
+
+class GraphCache:
+    """Captured runs by signature, least recently used first.
+
+    Args:
+        max_graphs: kept at most.
+        max_bytes: that the pool, shared by all samplers of a device, may hold. A capture that makes it larger empties
+            the pool first; one that needs more by itself is not kept.
+    """
+
+    def __init__(self, max_graphs: int, max_bytes: int):
+        self._max_graphs, self._max_bytes = max_graphs, max_bytes
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._failed: OrderedDict[Hashable, None] = OrderedDict()
+        self._device: GraphDevice | None = None
+        self._stats = GraphStats()
+        _caches.add(self)
+
+    def run(self, executor: Executor, request: Request, scope: str, waits: bool) -> Tensor | None:
+        """The final state from a graph, or None: the caller runs eagerly.
+
+        Args:
+            scope: see `CapturedRun`.
+            waits: capture at the second call of a signature, not at the first.
+        """
+        device = self._device = graph_device(executor.device)
+        if is_running(device):  # called by a callback of a replay that is not finished
+            return None
+        try:
+            key, kept = self._key(executor, request, scope)
+        except ValueError as error:
+            self._fail((executor.structure, str(error)), str(error))
+            return None
+        with exclusive(device):
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._stats.hits += 1
+            else:
+                self._stats.misses += 1
+                if key in self._failed:
+                    self._stats.fallbacks += 1
+                    return None
+                if waits and key not in self._seen:
+                    _remember(self._seen, key)
+                    return None
+                entry = self._capture(device, key, executor, request, scope, kept)
+                if entry is None:
+                    return None
+            self._entries.move_to_end(key)
+            self._stats.padded += request.shape[0] - request.rows
+            return entry.run.replay(executor, request)
+
+    def _key(self, executor: Executor, request: Request, scope: str) -> tuple[Hashable, list[Any]]:
+        """(signature, everything a graph of it must keep alive)."""
+        device = executor.device
+        leaves, cond = layout(request.cond, device)
+        tensors, state = weights(thing for f in (request.model, *request.terms) for thing in modules_of(f))
+        functions = tuple(id(f) for f in (request.model, *request.terms))
+        run = executor.structure, tuple(request.shape), request.x_init is None, functions
+        values = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+        kept = [request.model, *request.terms, *tensors, *values]
+        return (scope, run, cond, tuple(state), flags(device)), kept
+
+    def _capture(
+        self,
+        device: GraphDevice,
+        key: Hashable,
+        executor: Executor,
+        request: Request,
+        scope: str,
+        kept: list[Any],
+    ) -> _Entry | None:
+        try:
+            run = CapturedRun(device, executor, request, scope)
+            if device.memory() > self._max_bytes:
+                run.reset()
+                _empty_pool(device)
+                run = CapturedRun(device, executor, request, scope)
+            needed = device.memory()
+            if needed > self._max_bytes:
+                run.reset()
+                raise CaptureError(f"it needs {needed / 2**20:.0f} MiB, more than max_graph_bytes")
+        except CaptureError as error:
+            self._fail(key, str(error))
+            return None
+        entry = self._entries[key] = _Entry(run, kept)
+        self._stats.captures += 1
+        self._stats.milliseconds += run.milliseconds
+        while len(self._entries) > self._max_graphs:
+            self._evict()
+        return entry
+
+    def _evict(self) -> None:
+        _, entry = self._entries.popitem(last=False)
+        entry.run.reset()
+        self._stats.evictions += 1
+
+    def clear(self) -> None:
+        """Give up every graph."""
+        while self._entries:
+            self._evict()
+
+    def _fail(self, key: Hashable, reason: str) -> None:
+        self._stats.fallbacks += 1
+        if key in self._failed:
+            return
+        _remember(self._failed, key)
+        self._stats.reasons.append(reason)
+        warnings.warn(
+            f"fastdiff runs this loop eagerly, because it could not be captured in a graph: {reason}.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+    def stats(self) -> GraphStats:
+        """The counts so far."""
+        runs = [entry.run for entry in self._entries.values()]
+        held = self._device.memory() if self._device is not None and runs else 0
+        reasons = list(self._stats.reasons)
+        return replace(self._stats, graphs=len(runs), nodes=sum(r.nodes for r in runs), bytes=held, reasons=reasons)
+
+
+_caches: WeakSet[GraphCache] = WeakSet()
+
+
+def _empty_pool(device: GraphDevice) -> None:
+    """Give up every graph on a device, so that its pool goes back."""
+    for cache in list(_caches):
+        if cache._device is device:
+            cache.clear()
+
+
+def _remember(keys: OrderedDict[Hashable, None], key: Hashable) -> None:
+    keys[key] = None
+    if len(keys) > _REMEMBERED:
+        keys.popitem(last=False)

@@ -1,0 +1,228 @@
+"""What records and replays work on a device. `CudaGraphs` is CUDA's; the cache and the sampler know only the protocol.
+
+The rules of capture (PyTorch's notes on CUDA graphs): addresses are frozen, so everything that varies lives in static
+memory; nothing may synchronise; graphs that share a memory pool must replay one after the other, and what they return
+must be copied out before another one replays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Graph(Protocol):
+    """Recorded work.
+
+    Attributes:
+        nodes: number of its operations, None if unknown.
+    """
+
+    nodes: int | None
+
+    def replay(self) -> None:
+        """Do the work again, on the current stream."""
+
+    def reset(self) -> None:
+        """Free it, after its last replay has ended."""
+
+
+class Branch(contextlib.AbstractContextManager, Protocol):
+    """Work inside `with` runs on a second stream, after what came before it."""
+
+    def join(self) -> None:
+        """What follows runs after the branch."""
+
+
+class GraphDevice(Protocol):
+    """Records on one device of one process: one capture stream, one memory pool.
+
+    Attributes:
+        lock: held while a graph replays and its results are copied out; entering it also orders the current stream
+            after the work of the last holder.
+    """
+
+    lock: contextlib.AbstractContextManager
+
+    def warm_up(self, function: Callable[[], T]) -> T:
+        """Run on the capture stream, after the current stream and before what follows on it."""
+
+    def capture(self, function: Callable[[], T]) -> tuple[Graph, T]:
+        """Record what the function launches. Raises what made the capture fail."""
+
+    def branch(self) -> Branch:
+        """A second stream, inside a capture."""
+
+    def memory(self) -> int:
+        """Bytes the pool holds."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has nothing left to do."""
+
+
+class CudaGraphs:
+    """CUDA graphs on one GPU."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._graphs: weakref.WeakSet[_CudaGraph] = weakref.WeakSet()
+        self.lock = _StreamOrderedLock(device)
+        self._renew()
+
+    def _renew(self) -> None:
+        """A new pool and new streams: at the start, and after a failed capture has left the old ones in doubt."""
+        self._stream, self._side = torch.cuda.Stream(self._device), torch.cuda.Stream(self._device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, function: Callable[[], T]) -> T:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            result = function()
+        current.wait_stream(self._stream)
+        return result
+
+    def capture(self, function: Callable[[], T]) -> tuple[Graph, T]:
+        if not self._graphs:  # the pool went with its last graph
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)  # kept so that its nodes can be counted
+        # Of other threads (a loader that pins memory) only what they do to this capture may fail it.
+        options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        cause: list[Exception] = []
+        try:
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, **options):
+                try:
+                    result = function()
+                except Exception as error:
+                    cause.append(error)  # ending a capture that an error has broken raises another
+                    raise
+            graph.instantiate()
+        except Exception as error:
+            self._renew()
+            raise (cause or [error])[0] from None
+        recorded = _CudaGraph(graph, self)
+        self._graphs.add(recorded)
+        return recorded, result
+
+    def branch(self) -> _CudaBranch:
+        return _CudaBranch(self._device, self._side)
+
+    def freed(self, graph: _CudaGraph) -> None:
+        """A graph is gone; with the last one, its memory goes back to the device."""
+        self._graphs.discard(graph)
+        if not self._graphs:
+            torch.cuda.empty_cache()
+
+    def memory(self) -> int:
+        segments = torch.cuda.memory_snapshot() if self._graphs else []
+        return sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == tuple(self._pool))
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self._device)
+
+
+class _CudaGraph:
+    def __init__(self, graph: torch.cuda.CUDAGraph, device: CudaGraphs):
+        self._graph, self._device = graph, device
+        self.nodes = _count_nodes(graph)
+        self.replay = graph.replay
+
+    def reset(self) -> None:
+        self._device.synchronize()
+        self._graph.reset()
+        self._device.freed(self)
+
+
+class _CudaBranch:
+    """No tensor needs `record_stream`: a branch begins after everything before it and is joined before its results are
+    read, and the tensors it frees are taken again only by later branches."""
+
+    def __init__(self, device: torch.device, side: torch.cuda.Stream):
+        self._main, self._side = torch.cuda.current_stream(device), side
+        self._inside = torch.cuda.stream(side)
+
+    def __enter__(self) -> _CudaBranch:
+        self._side.wait_stream(self._main)
+        self._inside.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._inside.__exit__(*error)
+
+    def join(self) -> None:
+        self._main.wait_stream(self._side)
+
+
+class _StreamOrderedLock:
+    """A lock for the host that also makes the stream of each holder wait for the work of the one before."""
+
+    def __init__(self, device: torch.device):
+        self._device, self._lock = device, threading.RLock()
+        self._done: torch.cuda.Event | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._done is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._done)
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._done = self._done or torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream(self._device))
+        finally:
+            self._lock.release()
+
+
+def _count_nodes(graph: torch.cuda.CUDAGraph) -> int | None:
+    """PyTorch does not say how many nodes a graph has; the CUDA runtime it has loaded does."""
+    count = ctypes.c_size_t()
+    try:
+        runtime = ctypes.CDLL(f"libcudart.so.{str(torch.version.cuda).split('.')[0]}")
+        failed = runtime.cudaGraphGetNodes(ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else count.value
+
+
+GRAPH_DEVICES: dict[str, Callable[[torch.device], GraphDevice]] = {"cuda": CudaGraphs}
+"""What records on the devices of a type."""
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether work on a device can be captured."""
+    return device.type in GRAPH_DEVICES
+
+
+@cache
+def graph_device(device: torch.device) -> GraphDevice:
+    """The one `GraphDevice` of a device in this process."""
+    return GRAPH_DEVICES[device.type](device)
+
+
+_running = threading.local()
+
+
+@contextlib.contextmanager
+def exclusive(device: GraphDevice) -> Iterator[None]:
+    """The device's turn: nothing else replays on it until the results are copied out."""
+    with device.lock:
+        outer = getattr(_running, "devices", ())
+        _running.devices = (*outer, device)
+        try:
+            yield
+        finally:
+            _running.devices = outer
+
+
+def is_running(device: GraphDevice) -> bool:
+    """Whether this thread is inside a run on the device: a callback that draws samples itself."""
+    return device in getattr(_running, "devices", ())

@@ -1,0 +1,107 @@
+"""Which way of running a sampler is fastest here: eager, network compiled, network as a graph, loop as a graph."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .graphs import GraphedNetwork, has_graphs
+from .graphs.device import graph_device
+
+if TYPE_CHECKING:
+    from .sampler import Sampler
+
+LEAST_GAIN = 0.03
+"""What takes at least this much less time than an eager run is worth its memory and its capture."""
+
+
+@dataclass
+class Tuning:
+    """What `Sampler.tune` found.
+
+    Attributes:
+        choice: the variant that calls of this shape use from now on: "eager", "compile", "network graph", "loop graph"
+            or "compile + loop graph".
+        milliseconds: median time of a call, by variant.
+        failed: why a variant could not be measured, by variant.
+        message: all of it in one line.
+    """
+
+    choice: str
+    milliseconds: dict[str, float]
+    failed: dict[str, str]
+    message: str
+
+
+def tune(sampler: Sampler, size: torch.Size, seconds: float, arguments: dict[str, Any]) -> tuple[Tuning, Sampler]:
+    """Measure every variant on calls of one shape. Returns the findings and the sampler to use.
+
+    Args:
+        seconds: spent on measuring each variant, warm-up and compilation apart.
+        arguments: of the calls: seeds, labels, cond.
+    """
+    makers: dict[str, Callable[[], Sampler]] = {
+        "eager": lambda: sampler.replace(graph="off", compile=False),
+        "compile": lambda: sampler.replace(graph="off", compile=True),
+    }
+    if has_graphs(sampler.device):
+        makers["network graph"] = lambda: _with_graphed_network(sampler, size, arguments)
+        makers["loop graph"] = lambda: sampler.replace(graph="loop", compile=False)
+        makers["compile + loop graph"] = lambda: sampler.replace(graph="loop", compile=True)
+    times: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    ready: dict[str, Sampler] = {}
+    for name, make in makers.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RuntimeWarning)  # a capture that failed would be measured as eager
+                variant = make()
+                times[name] = _milliseconds(variant, size, seconds, arguments)
+                ready[name] = variant
+        except Exception as error:
+            if name == "eager":
+                raise
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    best = min(times, key=times.__getitem__)
+    gain = times["eager"] / times[best]
+    listed = ", ".join(f"{name} {value:.3g} ms" for name, value in times.items())
+    if times[best] > (1 - LEAST_GAIN) * times["eager"]:
+        best, verdict = "eager", "no gain expected"
+    else:
+        verdict = f"{best} is {gain:.2f} times as fast as eager"
+    return Tuning(best, times, failed, f"{list(size)}: {verdict} ({listed})"), ready[best]
+
+
+def _with_graphed_network(sampler: Sampler, size: torch.Size, arguments: dict[str, Any]) -> Sampler:
+    """The sampler run eagerly over one captured network evaluation."""
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def spy(*inputs: Any, **cond: Any) -> Any:
+        seen.append((inputs, cond))
+        return sampler.model(*inputs, **cond)
+
+    like = {"model_dtype": sampler.model_dtype, "device": sampler.device, "shape": tuple(size[1:])}
+    sampler.replace(model=spy, graph="off", compile=False, **like)(size, **arguments)
+    inputs, cond = seen[0]
+    return sampler.replace(model=GraphedNetwork(sampler.model, *inputs, **cond), graph="off", compile=False, **like)
+
+
+def _milliseconds(sampler: Sampler, size: torch.Size, seconds: float, arguments: dict[str, Any]) -> float:
+    """Median time of a call, the device's work included."""
+
+    def call() -> float:
+        start = time.perf_counter()
+        sampler(size, **arguments)
+        wait()
+        return time.perf_counter() - start
+
+    wait = graph_device(sampler.device).synchronize if has_graphs(sampler.device) else lambda: None
+    first = [call() for _ in range(3)]  # compiles, captures, warms up
+    count = max(3, min(100, int(seconds / max(first[-1], 1e-9))))
+    return 1e3 * median(call() for _ in range(count))
