@@ -1,0 +1,367 @@
+"""What makes a new graph, what does not, and that a replay never uses a number of an earlier call."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from fastdiff import LinearScale
+
+from .conftest import SHAPE, critic
+
+pytestmark = pytest.mark.filterwarnings("error:.*:RuntimeWarning")
+
+
+@contextmanager
+def switch(owner, name, value):
+    """An attribute changed for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def text(graphs, *shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(graphs.device, dtype)
+
+
+def with_text(graphs, tensor, **more):
+    return {"cond": {"context": {"text": tensor}, **more}}
+
+
+# --- calls: (arguments of the first call, arguments of the second) ---------------------------------------------------
+
+OTHER_CALLS = {
+    "batch": lambda g: ({"shape": 2}, {"shape": 3}),
+    "size": lambda g: ({}, {"shape": (2, 3, 8, 8)}),
+    "labels given": lambda g: ({}, {"labels": 1}),
+    "x_init given": lambda g: ({}, {"x_init": text(g, 2, *SHAPE)}),
+    "dtype of cond": lambda g: (with_text(g, text(g, 2, 5, 8)), with_text(g, text(g, 2, 5, 8, dtype=torch.float64))),
+    "shape of cond": lambda g: (with_text(g, text(g, 2, 5, 8)), with_text(g, text(g, 2, 6, 8))),
+    "strides of cond": lambda g: (with_text(g, text(g, 2, 5, 8)), with_text(g, text(g, 2, 8, 5).mT)),
+    "tree of cond": lambda g: (
+        with_text(g, text(g, 2, 5, 8)),
+        {"cond": {"context": {"text": text(g, 2, 5, 8), "unused": text(g, 2)}}},
+    ),
+    "a number in cond": lambda g: (
+        with_text(g, text(g, 2, 5, 8), strength=0.5),
+        with_text(g, text(g, 2, 5, 8), strength=0.75),
+    ),
+    "type of a number in cond": lambda g: (
+        with_text(g, text(g, 2, 5, 8), strength=1),
+        with_text(g, text(g, 2, 5, 8), strength=1.0),
+    ),
+}
+SAME_CALLS = {
+    "seeds": lambda g: ({"seeds": 0}, {"seeds": 9}),
+    "seeds as a list": lambda g: ({"seeds": 0}, {"seeds": [5, 5]}),
+    "seeds as a tensor": lambda g: ({"seeds": 0}, {"seeds": torch.tensor([3, 1])}),
+    "labels": lambda g: ({"labels": [0, 1]}, {"labels": [3, 2]}),
+    "one label for all": lambda g: ({"labels": [0, 1]}, {"labels": 3}),
+    "x_init": lambda g: ({"x_init": text(g, 2, *SHAPE)}, {"x_init": text(g, 2, *SHAPE, seed=1)}),
+    "strides of x_init": lambda g: ({"x_init": text(g, 2, *SHAPE)}, {"x_init": text(g, 2, *SHAPE).mT}),
+    "cond": lambda g: (with_text(g, text(g, 2, 5, 8)), with_text(g, text(g, 2, 5, 8, seed=1))),
+}
+
+
+def run(sampler, arguments):
+    return sampler(**{"shape": 2, "seeds": 0, **arguments})
+
+
+@pytest.mark.parametrize("name", [*OTHER_CALLS, *SAME_CALLS])
+def test_arguments_of_a_call(name, graphs):
+    first, second = {**OTHER_CALLS, **SAME_CALLS}[name](graphs)
+    eager, captured = graphs.sampler(graph="off"), graphs.sampler()
+    for arguments in (first, second, first, second):
+        assert run(captured, arguments).equal(run(eager, arguments))
+    assert captured.stats().captures == (2 if name in OTHER_CALLS else 1)
+
+
+# --- the state of PyTorch --------------------------------------------------------------------------------------------
+
+SWITCHES = {
+    "autocast": lambda g: torch.autocast(g.device.type, torch.bfloat16),
+    "deterministic algorithms": lambda g: deterministic(),
+    "cudnn.benchmark": lambda g: switch(torch.backends.cudnn, "benchmark", not torch.backends.cudnn.benchmark),
+    "cudnn.deterministic": lambda g: switch(
+        torch.backends.cudnn, "deterministic", not torch.backends.cudnn.deterministic
+    ),
+    "cudnn.enabled": lambda g: switch(torch.backends.cudnn, "enabled", not torch.backends.cudnn.enabled),
+    "cudnn.allow_tf32": lambda g: switch(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32),
+    "matmul.allow_tf32": lambda g: switch(
+        torch.backends.cuda.matmul, "allow_tf32", not torch.backends.cuda.matmul.allow_tf32
+    ),
+    "reduced precision": lambda g: switch(
+        torch.backends.cuda.matmul,
+        "allow_bf16_reduced_precision_reduction",
+        not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_the_state_of_pytorch(name, graphs):
+    eager, captured = graphs.sampler(graph="off"), graphs.sampler()
+    with SWITCHES[name](graphs):
+        pass  # from now on the switch has been set, to what it was by default
+    for seeds in (0, 1):
+        assert captured(2, seeds=seeds).equal(eager(2, seeds=seeds))
+        with SWITCHES[name](graphs):
+            assert captured(2, seeds=seeds).equal(eager(2, seeds=seeds))
+    assert captured.stats().captures == 2
+
+
+def test_the_dtype_of_autocast(graphs):
+    eager, captured = graphs.sampler(graph="off"), graphs.sampler()
+    results = []
+    for dtype in (torch.bfloat16, torch.float16) * 2:
+        with torch.autocast(graphs.device.type, dtype):
+            results.append(captured(2, seeds=0))
+            assert results[-1].equal(eager(2, seeds=0))
+    assert captured.stats().captures == 2 and results[0].equal(results[2]) and not results[0].equal(results[1])
+
+
+def test_autocast_keeps_no_cast_of_the_weights(graphs):
+    """Its cache would hand the graph casts that are freed, or stale after a change of the weights."""
+    net = graphs.net()
+    eager, captured = graphs.sampler(net, graph="off"), graphs.sampler(net)
+    with torch.autocast(graphs.device.type, torch.bfloat16), torch.enable_grad():
+        net(torch.zeros(1, *SHAPE, device=graphs.device), torch.ones(1, device=graphs.device))
+        captured(2, seeds=0)
+    with torch.no_grad():
+        net.first.weight.mul_(2.0)
+    with torch.autocast(graphs.device.type, torch.bfloat16):
+        assert captured(2, seeds=0).equal(eager(2, seeds=0))
+    assert captured.stats().captures == 1
+
+
+def test_grad_mode_outside_does_not_matter(graphs):
+    captured = graphs.sampler()
+    with torch.enable_grad():
+        a = captured(2, seeds=0)
+    with torch.no_grad():
+        assert captured(2, seeds=0).equal(a) and not a.requires_grad
+    assert captured.stats().captures == 1
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+def assign(net):
+    state = {k: v * 1.5 for k, v in net.state_dict().items()}
+    net.load_state_dict(state, assign=True)
+
+
+def replace_a_parameter(net):
+    net.first.weight = torch.nn.Parameter(net.first.weight * 2)
+
+
+def replace_data(net):
+    net.first.weight.data = net.first.weight * 2
+
+
+def replace_a_layer(net):
+    net.norm = torch.nn.GroupNorm(4, 8).to(net.first.weight.device)
+
+
+def merge(net):
+    with torch.no_grad():
+        net.first.weight.add_(0.1)
+        net.classes.weight.mul_(-1.0)
+
+
+MOVED = {
+    "train()": lambda net: net.train(),
+    "dropout.train()": lambda net: net.dropout.train(),
+    "load_state_dict(assign=True)": assign,
+    "a new parameter": replace_a_parameter,
+    "parameter.data": replace_data,
+    "a new layer": replace_a_layer,
+    "double().float()": lambda net: net.double().float(),
+    "channels_last": lambda net: net.to(memory_format=torch.channels_last),
+}
+IN_PLACE = {
+    "in-place update": merge,
+    "load_state_dict": lambda net: net.load_state_dict({k: v * 1.5 for k, v in net.state_dict().items()}),
+    "copy_": lambda net: net.first.weight.data.copy_(net.first.weight.data * 2),
+    "requires_grad_": lambda net: net.requires_grad_(False),
+    "eval() again": lambda net: net.eval(),
+}
+
+
+@pytest.mark.parametrize("name", [*MOVED, *IN_PLACE])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["module", "closure"])
+def test_changes_of_the_weights(name, wrapped, graphs):
+    """A graph reads weights where they lie: changed in place, the next replay has them; moved, it is made anew."""
+    net = graphs.net()
+    model = (lambda x, t, **cond: net(x, t, **cond)) if wrapped else net
+    eager, captured = graphs.sampler(model, graph="off"), graphs.sampler(model)
+    before = captured(2, seeds=0, labels=[0, 1])
+    {**MOVED, **IN_PLACE}[name](net)
+    for seeds in (0, 5):
+        want = eager(2, seeds=seeds, labels=[0, 1])
+        assert captured(2, seeds=seeds, labels=[0, 1]).equal(want)
+    assert captured.stats().captures == (2 if name in MOVED else 1)
+    silent = ("requires_grad_", "eval() again", "train()", "dropout.train()", "double().float()", "channels_last")
+    assert name in silent or not captured(2, seeds=0, labels=[0, 1]).equal(before)
+
+
+def test_half_precision_weights(graphs):
+    """The network's own input dtype was read when the sampler was made, so this sampler casts."""
+    net = graphs.net()
+    model = lambda x, t, **cond: net(x.to(net.first.weight.dtype), t, **cond)  # noqa: E731
+    eager, captured = graphs.sampler(model, graph="off"), graphs.sampler(model)
+    captured(2, seeds=0)
+    net.bfloat16()
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 2
+
+
+def test_weights_of_the_guidance_term(graphs):
+    guide = critic(graphs)
+    eager, captured = (graphs.sampler(guidance=guide, graph=graph) for graph in ("off", "loop"))
+    captured(2, seeds=0)
+    with torch.no_grad():
+        guide.net[0].weight.mul_(3.0)
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 1
+    guide.double().float()
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 2
+
+
+def test_freed_weights_are_never_read(graphs):
+    """Weights swapped to and fro; the old storages are freed in between."""
+    net = graphs.net()
+    eager, captured = graphs.sampler(net, graph="off"), graphs.sampler(net)
+    for scale in (1.0, 2.0, 3.0, 1.0):
+        fresh = {k: v * scale for k, v in graphs.net().state_dict().items()}
+        net.load_state_dict(fresh, assign=True)
+        del fresh
+        assert captured(2, seeds=0).equal(eager(2, seeds=0))
+
+
+def test_a_buffer_in_place_and_replaced(graphs):
+    class Shift(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("shift", torch.ones(3, 1, 1))
+
+        def forward(self, x, t):
+            return 0.5 * x + self.shift
+
+    net = Shift().to(graphs.device)
+    eager, captured = graphs.sampler(net, graph="off"), graphs.sampler(net)
+    captured(2, seeds=0)
+    net.shift.fill_(3.0)
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 1
+    net.shift = torch.full((3, 1, 1), -1.0, device=graphs.device)
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 2
+
+
+def test_hooks_added_later(graphs):
+    net = graphs.net()
+    eager, captured = graphs.sampler(net, graph="off"), graphs.sampler(net)
+    captured(2, seeds=0)
+    handle = net.first.register_forward_hook(lambda module, args, output: output * 2)
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 2
+    handle.remove()
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 2
+
+
+# --- the sampler: replace() keeps the graphs -------------------------------------------------------------------------
+
+VP = {"process": "vp", "prediction": "eps", "solver": "ddim", "steps": "ddim5"}
+SAME_PLAN = {
+    "sigmas": ({"steps": None, "sigmas": [60.0, 10.0, 1.0, 0.0]}, {"sigmas": [50.0, 5.0, 0.5, 0.0]}),
+    "rho": ({}, {"rho": 5.0}),
+    "sigma_min and sigma_max": ({}, {"sigma_min": 0.01, "sigma_max": 90.0}),
+    "timesteps": ({**VP, "steps": None, "timesteps": [900, 500, 100]}, {"timesteps": [800, 400, 50]}),
+    "lambda": ({"epsilon_scale": 1.01}, {"epsilon_scale": 1.05}),
+    "lambdas": ({"epsilon_scale": [1.01, 1.1, 1.2, 1.3]}, {"epsilon_scale": LinearScale(0.01, 1.02)}),
+    "eta": ({**VP, "eta": 0.5}, {"eta": 0.8}),
+    "S_churn": ({"S_churn": 0.5}, {"S_churn": 1.0}),
+    "S_noise": ({"S_churn": 10.0}, {"S_noise": 1.1}),
+    "clip": ({"clip_denoised": True}, {"clip_denoised": (-0.2, 0.3)}),
+    "learned range": (
+        {**VP, "solver": "ddpm", "variance": "learned_range", "epsilon_scale": 1.01},
+        {"epsilon_scale": 1.1},
+    ),
+    "guidance_scale": ({"guidance": 1, "guidance_scale": 1.0}, {"guidance_scale": 4.0}),
+    "guidance_scales": ({"guidance": 2, "guidance_scale": [1.0, 2.0]}, {"guidance_scale": [-1.5, 1.9]}),
+}
+# Numbers that happen to change the work: a coefficient that becomes zero, one that needs float64 beside others.
+EITHER_PLAN = {
+    "lambda from one": ({}, {"epsilon_scale": 1.05}),
+    "sigmas": ({"steps": None, "sigmas": [80.0, 10.0, 1.0, 0.0]}, {"sigmas": [50.0, 5.0, 0.5, 0.0]}),
+    "guidance_scale": ({"guidance": 2, "guidance_scale": [1.0, 2.0]}, {"guidance_scale": [-3.0, 0.0]}),
+}
+OTHER_PLAN = {
+    "steps": ({}, {"steps": 5}),
+    "solver": ({}, {"solver": "euler"}),
+    "churn from none": ({}, {"S_churn": 10.0}),
+    "clip from none": ({}, {"clip_denoised": True}),
+    "dtype": ({}, {"dtype": torch.float64}),
+    "levels that a guidance term sees": ({"guidance": 1}, {"rho": 5.0}),
+    "denoised_fn": ({"denoised_fn": lambda x0: x0.tanh()}, {"denoised_fn": lambda x0: x0.sin()}),
+}
+PLANS = {"same": SAME_PLAN, "other": OTHER_PLAN, "either": EITHER_PLAN}
+
+
+def with_terms(graphs, options):
+    count = options.get("guidance", 0)
+    terms = [critic(graphs), lambda x, level, **cond: -x / (1 + level.sigma**2)][:count]
+    return {**options, "guidance": terms} if count else options
+
+
+@pytest.mark.parametrize("scope", ["loop", "step"])
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in PLANS for name in PLANS[kind]])
+def test_replaced_numbers_are_not_stale(kind, name, scope, graphs):
+    options, changes = PLANS[kind][name]
+    net = graphs.net(halves=2 if "variance" in options else 1)
+    first = graphs.sampler(net, **{**with_terms(graphs, options), "graph": scope})
+    second = first.replace(**changes)
+    results = []
+    for sampler, seeds in ((first, 0), (second, 0), (first, 0), (second, 7), (first, 7)):
+        results.append(sampler(2, seeds=seeds))
+        assert results[-1].equal(sampler.replace(graph="off")(2, seeds=seeds)), f"call {len(results)}"
+    assert not results[0].equal(results[1]) and results[0].equal(results[2])
+    assert graphs_made(first, second) in {"same": (1,), "other": (2,), "either": (1, 2)}[kind]
+
+
+def graphs_made(first, second):
+    """Of two samplers that share their graphs, or of both together."""
+    counts = [sampler.stats().captures for sampler in (first, second)]
+    return counts[0] if first.stats() == second.stats() else sum(counts)
+
+
+def test_replace_leaves_the_first_sampler_alone(graphs):
+    first = graphs.sampler(epsilon_scale=1.0)
+    want = first(2, seeds=0)
+    second = first.replace(epsilon_scale=1.2)
+    assert second(2, seeds=0).equal(graphs.sampler(graph="off", epsilon_scale=1.2)(2, seeds=0))
+    assert first(2, seeds=0).equal(want) and first.epsilon_scale == 1.0
+    with pytest.raises(TypeError):
+        first.replace(no_such_argument=1)
+
+
+def test_another_model_has_graphs_of_its_own(graphs):
+    first = graphs.sampler()
+    other = copy.deepcopy(first.model)
+    with torch.no_grad():
+        other.first.weight.mul_(2.0)
+    second = first.replace(model=other)
+    for _ in range(2):
+        for sampler in (first, second):
+            assert sampler(2, seeds=0).equal(graphs.sampler(sampler.model, graph="off")(2, seeds=0))
