@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.table import table
+from benchmarks.tables import operations_table
 
 HERE = Path(__file__).parent
 
@@ -31,7 +31,7 @@ def main() -> int:
         for bench in results["benchmarks"]:
             bench["stats"].pop("data", None)
         arguments.out.write_text(json.dumps(results, indent=1))
-        print(table(results))
+        print(operations_table(results))
     return int(status)
 
 

@@ -1,0 +1,190 @@
+"""The fused update alone, against the copy bandwidth of the same run, PyTorch's eager operators and torch.compile.
+
+    K1  deterministic update          y = a x + b f
+    K2  noise update                  y = a x + b f + s z
+    K3  guidance-free combination     y = a x + b f + c g
+    K4  multistep, three old slopes   y = a x + b f + c g + d h
+    K5  Heun's second stage           y = a x + b f + c g,  network input w = e y
+    K6  churn                         y = x + s z,          network input w = e y
+
+x and y are the state, f, g, h and w what the network gives and takes. Precisions: all float32; float32 state beside a
+bfloat16 network; all bfloat16. Bytes are those of every tensor read or written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import measure
+from benchmarks.measure import Budget
+from fastdiff.ops import native
+
+BATCH = 16
+SIZES = tuple(2**n for n in (26, 28, 20, 24, 16, 12))  # the most telling first: a budget may end before the list
+COMPILED = {"K1": 2, "K2": 2}  # sizes of a kernel that torch.compile, which takes seconds each, takes part in; else 1
+A, B, C, D, E, S = 0.9, -0.2, 0.15, -0.05, 0.7, 0.3
+
+Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One update: how many tensors it reads, whether it draws, its coefficient row [M, K], and its formula."""
+
+    name: str
+    reads: int
+    draws: bool
+    row: tuple[float, ...]
+    formula: Callable[..., Outputs]
+
+    @property
+    def writes(self) -> int:
+        return len(self.row) // (self.reads + self.draws)
+
+
+def _k2(x: Tensor, f: Tensor) -> Outputs:
+    return (A * x + B * f + S * torch.randn_like(x),)
+
+
+def _k5(x: Tensor, f: Tensor, g: Tensor) -> Outputs:
+    y = A * x + B * f + C * g
+    return y, (E * y).to(f.dtype)
+
+
+def _k6(x: Tensor, f: Tensor) -> Outputs:
+    y = x + S * torch.randn_like(x)
+    return y, (E * y).to(f.dtype)
+
+
+KERNELS = (
+    Kernel("K1", 2, False, (A, B), lambda x, f: (A * x + B * f,)),
+    Kernel("K2", 2, True, (A, B, S), _k2),
+    Kernel("K3", 3, False, (A, B, C), lambda x, f, g: (A * x + B * f + C * g,)),
+    Kernel("K4", 4, False, (A, B, C, D), lambda x, f, g, h: (A * x + B * f + C * g + D * h,)),
+    Kernel("K5", 3, False, (A, B, C, E * A, E * B, E * C), _k5),
+    Kernel("K6", 1, True, (1.0, S, E, E * S), _k6),
+)
+PRECISIONS = {  # of the state, of the network
+    "fp32": (torch.float32, torch.float32),
+    "fp32+bf16": (torch.float32, torch.bfloat16),
+    "bf16": (torch.bfloat16, torch.bfloat16),
+}
+
+
+class Case:
+    """One kernel at one size and precision: rotating sets of random buffers, and the launches on them."""
+
+    def __init__(self, kernel: Kernel, size: int, precision: str, device: torch.device):
+        self.kernel, self.size, self.precision, self.device = kernel, size, precision, device
+        state, network = PRECISIONS[precision]
+        self.reads = [state] + [network] * (kernel.reads - 1)
+        self.writes = [state, network][: kernel.writes]
+        self.bytes = size * sum(dtype.itemsize for dtype in self.reads + self.writes)
+        self.sets = measure.rotation(self.bytes, device)
+        shape = (BATCH, size // BATCH)
+        count = max(1, self.sets)
+        self.inputs = [[torch.randn(shape, device=device).to(d) for d in self.reads] for _ in range(count)]
+        self.outputs = [[torch.empty(shape, dtype=d, device=device) for d in self.writes] for _ in range(count)]
+        self.table = torch.tensor([kernel.row], device=device)
+        self.seeds = torch.arange(BATCH, device=device) if kernel.draws else None
+        # K6 reads the state alone; its formula takes a tensor of the network's dtype to know what to write.
+        self._dtype_of = [torch.empty(0, dtype=network, device=device)] if kernel.reads == 1 else []
+
+    def combine(self, backend: str) -> Callable[[int], Any]:
+        operation = native.operation("combine_out", backend)
+        draws = [1] if self.kernel.draws else []
+        return lambda i: operation(self.inputs[i], self.table, None, self.seeds, draws, None, False, self.outputs[i])
+
+    def eager(self) -> Callable[[int], Any]:
+        return lambda i: self.kernel.formula(*self.inputs[i], *self._dtype_of)
+
+    def compiled(self) -> Callable[[int], Any]:
+        torch.compiler.reset()
+        function = torch.compile(self.kernel.formula, dynamic=False)
+        return lambda i: function(*self.inputs[i], *self._dtype_of)
+
+    def check(self, backends: list[str]) -> dict[str, Any]:
+        """Whether the backends agree bit for bit, and how far they are from the formula where nothing is drawn."""
+        found = []
+        for backend in backends:
+            for out in self.outputs[0]:
+                out.fill_(float("nan"))
+            self.combine(backend)(0)
+            found.append([out.clone() for out in self.outputs[0]])
+        equal = all(a.equal(b) for others in found for a, b in zip(others, found[0]))
+        result: dict[str, Any] = {"backends_bit_equal": equal}
+        if not self.kernel.draws:
+            wanted = self.kernel.formula(*(x.double() for x in self.inputs[0]))
+            result["max_abs_error"] = max(float((a.double() - b).abs().max()) for a, b in zip(found[0], wanted))
+        return result
+
+
+def backends(device: torch.device) -> tuple[list[str], list[dict[str, str]]]:
+    """The compiled backends that can run on the device, and what is missing with the reason."""
+    wanted = ["cuda", "triton"] if device.type == "cuda" else ["cpu"]
+    usable, missing = [], []
+    for name in wanted:
+        if native.available(name):
+            usable.append(name)
+        else:
+            missing.append({"what": f"kernels, backend {name}", "why": native.reason(name)})
+    return usable, missing
+
+
+def copies(sizes: tuple[int, ...], device: torch.device, seconds: float = 0.1) -> dict[str, dict[str, Any]]:
+    """A plain copy of as many float32 elements, by size: the ceiling of all bandwidths."""
+    result = {}
+    for size in sizes:
+        sets = measure.rotation(8 * size, device)
+        pairs = [(torch.randn(size, device=device), torch.empty(size, device=device)) for _ in range(max(1, sets))]
+        times = measure.hot_and_cold(lambda i, pairs=pairs: pairs[i][1].copy_(pairs[i][0]), sets, device, seconds)
+        result[str(size)] = times | _rates(8 * size, times)
+    return result
+
+
+def _rates(bytes_moved: int, times: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {f"{kind[:-3]}_gbs": bytes_moved / time["median"] * 1e-3 for kind, time in times.items()}
+
+
+def run(
+    device: torch.device,
+    budget: Budget,
+    sizes: tuple[int, ...] = SIZES,
+    seconds: float = 0.06,
+    compile_too: bool = True,
+) -> Iterator[dict[str, Any]]:
+    """Measurements of every kernel, one record each; records of what was skipped have `why` and no figures."""
+    usable, missing = backends(device)
+    yield from missing
+    plan = [(size, kernel, precision) for size in sizes for kernel in KERNELS for precision in PRECISIONS]
+    for done, (size, kernel, precision) in enumerate(plan):
+        if budget.left <= 0:
+            yield {"what": f"kernels, the last {len(plan) - done} of {len(plan)} cases", "why": "time budget"}
+            return
+        case = Case(kernel, size, precision, device)
+        calls = {name: case.combine(name) for name in usable} | {"eager": case.eager()}
+        if compile_too and size in sizes[: COMPILED.get(kernel.name, 1)]:
+            calls["compile"] = case.compiled()
+        record: dict[str, Any] = {
+            "kernel": kernel.name,
+            "precision": precision,
+            "elements": size,
+            "bytes": case.bytes,
+            "sets": case.sets,
+            "check": case.check(usable) if usable else {},
+            "times": {},
+        }
+        for name, launch in calls.items():
+            try:
+                times = measure.hot_and_cold(launch, case.sets, device, seconds)
+            except Exception as error:
+                yield {"what": f"{kernel.name} {precision} {size} {name}", "why": f"{type(error).__name__}: {error}"}
+                continue
+            record["times"][name] = times | _rates(case.bytes, times)
+        yield record
+        del case, calls
