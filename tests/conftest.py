@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -15,6 +17,10 @@ BACKENDS = [
 ]
 if native.available("cuda"):
     BACKENDS.append(pytest.param("cuda", "cuda", id="cuda", marks=pytest.mark.cuda))
+if torch.cuda.is_available() and native.available("triton", "cuda"):
+    BACKENDS.append(pytest.param("triton", "cuda", id="triton", marks=pytest.mark.cuda))
+elif os.environ.get("TRITON_INTERPRET") == "1" and native.available("triton", "cpu"):
+    BACKENDS.append(pytest.param("triton", "cpu", id="triton"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

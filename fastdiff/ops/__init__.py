@@ -4,7 +4,8 @@
     sum_squares   per-sample squared norm of such a combination, without writing it
     normal        the noise alone
 
-Backends: `reference` (PyTorch, anywhere), `cpu` and `cuda` (compiled). They make the same noise bit for bit.
+Backends: `reference` (PyTorch, anywhere), `cpu` and `cuda` (compiled), `triton` (GPUs without the compiled part). They
+make the same noise bit for bit.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from torch import Tensor
 from . import native, reference
 from .native import explain
 
-BACKENDS = ("auto", "reference", "cpu", "cuda")
+BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 STATE_DTYPES = (torch.float32, torch.float64)
 _CODES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
 DTYPES = tuple(_CODES)
 
 
 def resolve_backend(backend: str | None, device: torch.device | str = "cpu") -> str:
-    """The backend that will run on `device`: "reference", "cpu" or "cuda".
+    """The backend that will run on `device`: "reference", "cpu", "cuda" or "triton".
 
-    `None` reads FASTDIFF_BACKEND, else "auto": the compiled backend of the device if it was built, else the reference.
+    `None` reads FASTDIFF_BACKEND, else "auto": the compiled backend of the device if it was built, else on a GPU Triton
+    if it runs there, else the reference.
 
     Raises:
         ValueError: an unknown name, or a backend of another device.
-        RuntimeError: a compiled backend that was not built.
+        RuntimeError: a backend that cannot run; the message says what is missing.
     """
     source = "backend" if backend is not None else "FASTDIFF_BACKEND"
     name = backend or os.environ.get("FASTDIFF_BACKEND") or "auto"
@@ -39,11 +41,10 @@ def resolve_backend(backend: str | None, device: torch.device | str = "cpu") -> 
         raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {name!r}")
     kind = torch.device(device).type
     if name == "auto":
-        return kind if native.available(kind) else native.fall_back(kind)
-    if name != "reference":
-        if name != kind:
-            raise ValueError(f"{source}={name!r} runs on {name} tensors, got device {str(device)!r}")
-        native.require(kind)
+        return native.best(kind)
+    if name in ("cpu", "cuda") and name != kind:
+        raise ValueError(f"{source}={name!r} runs on {name} tensors, got device {str(device)!r}")
+    native.require(name, kind)
     return name
 
 

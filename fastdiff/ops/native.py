@@ -1,7 +1,7 @@
-"""Finding the compiled backends, and falling back to the reference when there is none.
+"""Finding the backends other than the reference, and falling back to it when there is none.
 
-`fastdiff._C` (CPU) and `fastdiff._cuda` hold the operators of `torch.ops.fastdiff`; both are optional. Importing this
-module loads `_C` (40 KB) and nothing else; `_cuda` is loaded when a CUDA backend is first asked for.
+`fastdiff._C` (CPU) and `fastdiff._cuda` hold the operators of `torch.ops.fastdiff`, `triton_ops` holds Triton's; all
+are optional. Importing this module loads `_C` (40 KB) and nothing else, the others are loaded when first asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from . import reference_ops
 
+_OLDEST_TRITON = (3, 6)
 _FAILED: dict[str, str] = {}
 
 
@@ -38,46 +39,87 @@ def _load(module: str) -> bool:
     return True
 
 
-def available(kind: str) -> bool:
-    """Whether the compiled backend of a device type ("cpu", "cuda") can run."""
-    if kind == "cuda" and not torch.cuda.is_available():
+@cache
+def _triton_reason(kind: str) -> str:
+    """Why Triton cannot run on tensors of a device type, or nothing if it can."""
+    try:
+        import triton
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+            return "Triton is not installed; `pip install fastdiff[triton]` does it"
+        return f"Triton does not load: {error}"
+    if tuple(int(n) for n in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
+        return f"Triton {triton.__version__} is older than 3.6; `pip install -U fastdiff[triton]` helps"
+    from . import triton_ops
+
+    if triton_ops.INTERPRETED:
+        return ""
+    if kind == "cpu":
+        return "Triton has no CPU code; set TRITON_INTERPRET=1 before Python starts to have it interpreted, slowly"
+    try:
+        found = triton.runtime.driver.active.get_active_torch_device().type
+    except Exception as error:  # no driver, no C compiler for its launcher, ...: whatever it is, Triton cannot run
+        return f"Triton cannot use the device: {error}"
+    return "" if found == kind else f"Triton's driver is one for {found} tensors"
+
+
+def available(name: str, kind: str | None = None) -> bool:
+    """Whether the backend "cpu", "cuda" or "triton" can run, Triton on tensors of device type `kind`."""
+    if name == "triton":
+        return not _triton_reason(kind or "cuda")
+    if name == "cuda" and not torch.cuda.is_available():
         return False
-    return kind in ("cpu", "cuda") and _load("_C" if kind == "cpu" else "_cuda")
+    return name in ("cpu", "cuda") and _load("_C" if name == "cpu" else "_cuda")
 
 
-def reason(kind: str) -> str:
-    """Why the compiled backend of a device type cannot run."""
-    if kind not in ("cpu", "cuda"):
-        return f"there is no compiled backend for {kind} tensors"
-    if kind == "cuda" and not torch.cuda.is_available():
+def reason(name: str, kind: str | None = None) -> str:
+    """Why a backend cannot run."""
+    if name == "triton":
+        return _triton_reason(kind or "cuda")
+    if name not in ("cpu", "cuda"):
+        return f"there is no compiled backend for {name} tensors"
+    if name == "cuda" and not torch.cuda.is_available():
         return "no CUDA device is visible" if torch.version.cuda else f"torch {torch.__version__} has no CUDA"
-    _load("_C" if kind == "cpu" else "_cuda")
-    return _FAILED.get("_C" if kind == "cpu" else "_cuda", "")
+    _load("_C" if name == "cpu" else "_cuda")
+    return _FAILED.get("_C" if name == "cpu" else "_cuda", "")
 
 
-def require(kind: str) -> None:
-    """Raise if the compiled backend of a device type cannot run."""
-    if not available(kind):
-        raise RuntimeError(
-            f"backend {kind!r} cannot run: {reason(kind)}. Reinstall with FASTDIFF_BUILD={kind} to see why."
-        )
+def require(name: str, kind: str) -> None:
+    """Raise if a backend cannot run on tensors of a device type."""
+    if name == "reference" or available(name, kind):
+        return
+    advice = "" if name == "triton" else f" Reinstall with FASTDIFF_BUILD={name} to see why."
+    raise RuntimeError(f"backend {name!r} cannot run on {kind} tensors: {reason(name, kind)}.{advice}")
+
+
+def best(kind: str) -> str:
+    """The fastest backend that can run on tensors of a device type."""
+    if available(kind):
+        return kind
+    if kind != "cpu" and available("triton", kind):
+        return "triton"
+    return fall_back(kind)
 
 
 @cache
 def fall_back(kind: str) -> str:
     """Say once that the reference backend runs, and return its name."""
     warnings.warn(
-        f"fastdiff runs its reference backend (correct, slower) on {kind}: {reason(kind)}.",
+        f"fastdiff runs its reference backend (correct, slower) on {kind}: {_why_none(kind)}.",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
     return "reference"
 
 
 def operation(name: str, backend: str) -> Callable[..., Any]:
-    """The function behind an operator on a backend; both kinds take the same positional arguments."""
+    """The function behind an operator on a backend; all take the same positional arguments."""
     if backend == "reference":
         return getattr(reference_ops, name)
+    if backend == "triton":
+        from . import triton_ops
+
+        return getattr(triton_ops, name)
     return getattr(torch.ops.fastdiff, name).default
 
 
@@ -89,6 +131,12 @@ def explain() -> list[str]:
             lines.append(f"{kind}: {kind} backend (compiled)")
         elif kind == "cuda" and not torch.cuda.is_available():
             lines.append(f"cuda: none, {reason(kind)}")
+        elif kind != "cpu" and available("triton", kind):
+            lines.append(f"{kind}: triton backend, because {reason(kind)}")
         else:
-            lines.append(f"{kind}: reference backend, because {reason(kind)}")
+            lines.append(f"{kind}: reference backend, because {_why_none(kind)}")
     return lines
+
+
+def _why_none(kind: str) -> str:
+    return reason(kind) if kind == "cpu" else f"{reason(kind)}, and {reason('triton', kind)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,9 +25,8 @@ def combine(
     out_dtypes: Sequence[int],
 ) -> list[Tensor]:
     """`fastdiff::combine`."""
-    _require(len(inputs) > 0, "combine: inputs must hold at least one tensor, got none")
-    out = [torch.empty(inputs[0].shape, dtype=dtype_of("combine", c), device=table.device) for c in out_dtypes]
-    _check("combine", inputs, table, rows, seeds, draws, learned_variance, clip, inputs[0].shape, len(out))
+    dtypes = check_combine(inputs, table, rows, seeds, draws, learned_variance, clip, out_dtypes)
+    out = [torch.empty(inputs[0].shape, dtype=dtype, device=table.device) for dtype in dtypes]
     reference.combine(inputs, table, rows, seeds, draws, learned_variance, clip, out)
     return out
 
@@ -42,16 +42,7 @@ def combine_out(
     out: Sequence[Tensor],
 ) -> None:
     """`fastdiff::combine_out`."""
-    _require(len(out) > 0, "combine_out: out must hold at least one tensor, got none")
-    shape = out[0].shape
-    _check("combine_out", inputs, table, rows, seeds, draws, learned_variance, clip, shape, len(out))
-    for m, y in enumerate(out):
-        _require(y.shape == shape, f"combine_out: out[{m}] must have shape {list(shape)}, got {list(y.shape)}")
-        _require(y.dtype in DTYPES.values(), f"combine_out: out[{m}] must be a floating tensor, got {y.dtype}")
-        _require(y.is_contiguous(), f"combine_out: out[{m}] must be contiguous")
-        for name, x in [*((f"inputs[{j}]", x) for j, x in enumerate(inputs)), ("learned_variance", learned_variance)]:
-            overlap = x is not None and _overlap(x, y)
-            _require(not overlap, f"combine_out: out[{m}] must not share memory with {name}")
+    check_combine_out(inputs, table, rows, seeds, draws, learned_variance, clip, out)
     reference.combine(inputs, table, rows, seeds, draws, learned_variance, clip, out)
 
 
@@ -59,16 +50,74 @@ def sum_squares(
     inputs: Sequence[Tensor], table: Tensor, rows: Tensor | None, seeds: Tensor | None, draws: Sequence[int]
 ) -> Tensor:
     """`fastdiff::sum_squares`."""
-    _require(len(inputs) > 0, "sum_squares: inputs must hold at least one tensor, got none")
-    _check("sum_squares", inputs, table, rows, seeds, draws, None, False, inputs[0].shape, 1)
+    check_sum_squares(inputs, table, rows, seeds, draws)
     return reference.sum_squares(inputs, table, rows, seeds, draws)
 
 
 def normal(seeds: Tensor, shape: Sequence[int], draw: int, dtype: int) -> Tensor:
     """`fastdiff::normal`."""
+    check_normal(seeds, shape, draw, dtype)
+    return reference.normal(seeds, shape, draw).to(DTYPES[dtype])
+
+
+# --- checks, of this backend and of every other that is written in Python ---------------------------------------------
+
+
+def check_combine(
+    inputs: Sequence[Tensor],
+    table: Tensor,
+    rows: Tensor | None,
+    seeds: Tensor | None,
+    draws: Sequence[int],
+    learned_variance: Tensor | None,
+    clip: bool,
+    out_dtypes: Sequence[int],
+) -> list[torch.dtype]:
+    """Refuse bad arguments of `combine`; the dtypes of its results."""
+    _require(len(inputs) > 0, "combine: inputs must hold at least one tensor, got none")
+    dtypes = [dtype_of("combine", code) for code in out_dtypes]
+    _check("combine", inputs, table, rows, seeds, draws, learned_variance, clip, inputs[0].shape, len(dtypes))
+    return dtypes
+
+
+def check_combine_out(
+    inputs: Sequence[Tensor],
+    table: Tensor,
+    rows: Tensor | None,
+    seeds: Tensor | None,
+    draws: Sequence[int],
+    learned_variance: Tensor | None,
+    clip: bool,
+    out: Sequence[Tensor],
+) -> None:
+    """Refuse bad arguments of `combine_out`."""
+    _require(len(out) > 0, "combine_out: out must hold at least one tensor, got none")
+    shape = out[0].shape
+    _check("combine_out", inputs, table, rows, seeds, draws, learned_variance, clip, shape, len(out))
+    for m, y in enumerate(out):
+        _require(y.shape == shape, f"combine_out: out[{m}] must have shape {list(shape)}, got {list(y.shape)}")
+        _require(y.dtype in DTYPES.values(), f"combine_out: out[{m}] must be a floating tensor, got {y.dtype}")
+        _require(y.device == table.device, f"combine_out: out[{m}] must be on {table.device}, got {y.device}")
+        _require(y.is_contiguous(), f"combine_out: out[{m}] must be contiguous")
+        for name, x in [*((f"inputs[{j}]", x) for j, x in enumerate(inputs)), ("learned_variance", learned_variance)]:
+            overlap = x is not None and _overlap(x, y)
+            _require(not overlap, f"combine_out: out[{m}] must not share memory with {name}")
+
+
+def check_sum_squares(
+    inputs: Sequence[Tensor], table: Tensor, rows: Tensor | None, seeds: Tensor | None, draws: Sequence[int]
+) -> None:
+    """Refuse bad arguments of `sum_squares`."""
+    _require(len(inputs) > 0, "sum_squares: inputs must hold at least one tensor, got none")
+    _check("sum_squares", inputs, table, rows, seeds, draws, None, False, inputs[0].shape, 1)
+
+
+def check_normal(seeds: Tensor, shape: Sequence[int], draw: int, dtype: int) -> None:
+    """Refuse bad arguments of `normal`."""
     _check_seeds("normal", seeds, shape, seeds.device)
+    _check_elements("normal", shape)
     _check_draws("normal", [draw])
-    return reference.normal(seeds, shape, draw).to(dtype_of("normal", dtype))
+    dtype_of("normal", dtype)
 
 
 def dtype_of(op: str, code: int) -> torch.dtype:
@@ -103,6 +152,11 @@ def _overlap(x: Tensor, y: Tensor) -> bool:
     return x0 < y1 and y0 < x1
 
 
+def _check_elements(op: str, shape: Sequence[int]) -> None:
+    elements = math.prod(shape[1:])
+    _require(elements <= 2**34, f"{op}: a sample must have at most 2^34 elements, got {elements}")
+
+
 def _check_draws(op: str, draws: Sequence[int]) -> None:
     _require(all(0 <= k < 2**32 for k in draws), f"{op}: draws must be from 0 to 2^32 - 1, got {list(draws)}")
 
@@ -130,6 +184,7 @@ def _check(
     outputs: int,
 ) -> None:
     _require(len(shape) > 0, f"{op}: inputs and outputs must have shape [B, ...], got a scalar")
+    _check_elements(op, shape)
     _require(len(inputs) <= MAX_INPUTS, f"{op}: inputs must hold at most {MAX_INPUTS} tensors, got {len(inputs)}")
     _require(len(draws) <= MAX_DRAWS, f"{op}: draws must hold at most {MAX_DRAWS} numbers, got {len(draws)}")
     _require(1 <= outputs <= MAX_OUTPUTS, f"{op}: there must be 1 to {MAX_OUTPUTS} outputs, got {outputs}")
@@ -157,7 +212,10 @@ def _check(
             good,
             f"{op}: rows must be an int64 tensor of shape [{shape[0]}], got {rows.dtype} {list(rows.shape)}",
         )
-        inside = rows.numel() == 0 or (int(rows.min()) >= 0 and int(rows.max()) < len(table))
-        _require(inside, f"{op}: rows must be from 0 to {len(table) - 1}")
+        _require(rows.device == table.device, f"{op}: rows must be on {table.device}, got {rows.device}")
+        # A look at rows on another device would wait for it, and end the capture of a CUDA graph.
+        if rows.device.type == "cpu" and rows.numel() > 0 and not torch.compiler.is_compiling():
+            inside = int(rows.min()) >= 0 and int(rows.max()) < len(table)
+            _require(inside, f"{op}: rows must be from 0 to {len(table) - 1}")
     if draws:
         _check_seeds(op, seeds, shape, table.device)

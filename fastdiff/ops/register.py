@@ -11,26 +11,26 @@ from .reference_ops import DTYPES
 
 def register() -> None:
     """Register fake kernels and autograd for `torch.ops.fastdiff`; called once, when `fastdiff._C` is loaded."""
-    torch.library.register_fake("fastdiff::combine", _combine_fake)
+    torch.library.register_fake("fastdiff::combine", combine_fake)
     torch.library.register_fake("fastdiff::combine_out", lambda *_: None)
-    torch.library.register_fake("fastdiff::sum_squares", _sum_squares_fake)
-    torch.library.register_fake("fastdiff::normal", _normal_fake)
-    torch.library.register_autograd("fastdiff::combine", _combine_backward, setup_context=_combine_context)
+    torch.library.register_fake("fastdiff::sum_squares", sum_squares_fake)
+    torch.library.register_fake("fastdiff::normal", normal_fake)
+    torch.library.register_autograd("fastdiff::combine", combine_backward, setup_context=combine_context)
 
 
-def _combine_fake(inputs, table, rows, seeds, draws, learned_variance, clip, out_dtypes):  # type: ignore[no-untyped-def]
+def combine_fake(inputs, table, rows, seeds, draws, learned_variance, clip, out_dtypes):  # type: ignore[no-untyped-def]
     return [torch.empty(inputs[0].shape, dtype=DTYPES[code], device=table.device) for code in out_dtypes]
 
 
-def _sum_squares_fake(inputs, table, rows, seeds, draws):  # type: ignore[no-untyped-def]
+def sum_squares_fake(inputs, table, rows, seeds, draws):  # type: ignore[no-untyped-def]
     return torch.empty(inputs[0].shape[0], dtype=torch.float64, device=table.device)
 
 
-def _normal_fake(seeds, shape, draw, dtype):  # type: ignore[no-untyped-def]
+def normal_fake(seeds, shape, draw, dtype):  # type: ignore[no-untyped-def]
     return torch.empty(shape, dtype=DTYPES[dtype], device=seeds.device)
 
 
-def _combine_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def combine_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     tensors, table, rows, seeds, draws, learned_variance, clip, _ = inputs
     ctx.count = len(tensors)
     nonlinear = clip or learned_variance is not None
@@ -40,7 +40,7 @@ def _combine_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.draws, ctx.clip, ctx.outputs = draws, clip, len(output)
 
 
-def _combine_backward(ctx, grads):  # type: ignore[no-untyped-def]
+def combine_backward(ctx, grads):  # type: ignore[no-untyped-def]
     """d y_m / d x_j = C[m,j] + c[m] P[j] (lo <= p <= hi) + e E[m,j]; d y_m / d v = a e sum_k E[m,k] v_k."""
     table, rows, seeds, learned_variance, *inputs = ctx.saved_tensors
     shape, learned = ctx.shape, learned_variance is not None
