@@ -129,10 +129,10 @@ def backends(device: torch.device) -> tuple[list[str], list[dict[str, str]]]:
     wanted = ["cuda", "triton"] if device.type == "cuda" else ["cpu"]
     usable, missing = [], []
     for name in wanted:
-        if native.available(name):
+        if native.available(name, device.type):
             usable.append(name)
         else:
-            missing.append({"what": f"kernels, backend {name}", "why": native.reason(name)})
+            missing.append({"what": f"kernels, backend {name}", "why": native.reason(name, device.type)})
     return usable, missing
 
 

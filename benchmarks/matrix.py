@@ -5,7 +5,7 @@ with a floor and with each other, and kernels, which are timed inside graphs ove
 `python -m benchmarks.compare` prints the tables of both.
 
 Parts: limits (copy bandwidth, an empty node, a matrix product), kernels (`benchmarks.kernels`) and loops
-(`benchmarks.workloads`). Each has its share of `--seconds`; what comes after the end of a share is listed as skipped.
+(`benchmarks.workloads`). What does not fit into `--seconds` is listed as skipped; the most telling comes first.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from torch import Tensor
 
 from benchmarks import kernels, measure, system
 from benchmarks.measure import Budget
+from benchmarks.tables import matrix_tables
 from benchmarks.workloads import CELLS, ESSENTIAL, QUICK, Cell, Way, Workload, check, ways
 from fastdiff.graphs import has_graphs
 
 RESULTS = Path(__file__).parent / "results"
-SHARES = {"limits": 0.06, "kernels": 0.35, "loops": 1.0}  # of the time left when a part begins
+PARTS = ("limits", "kernels", "loops")
+KERNELS = 0.35  # of the time, at most
 LONG = 0.4  # seconds of a call; a longer one is measured for its time alone
 
 
@@ -74,8 +76,14 @@ def loop_floor(work: Workload, cell: Cell, evaluations: int, seconds: float) -> 
     return {name: times[name]["latency_ms"] for name in calls}
 
 
-def measure_cell(work: Workload, cell: Cell, budget: Budget) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """(the record of a cell: its floor and every way of running it, what was skipped)."""
+def measure_cell(
+    work: Workload, cell: Cell, budget: Budget, seconds: float | None = None
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """(the record of a cell: its floor and every way of running it, what was skipped).
+
+    Args:
+        budget: for building the ways, and if `seconds` are not given for measuring them.
+    """
     found, missing = ways(work, cell)
     name = f"{cell.workload} {cell.solver} {cell.steps} steps, batch {cell.batch}"
     missing = [skip | {"what": f"{name}: {skip['what']}"} for skip in missing]
@@ -110,7 +118,9 @@ def measure_cell(work: Workload, cell: Cell, budget: Budget) -> tuple[dict[str, 
         for way_name, difference in check(work, cell).items():
             if way_name in record["ways"]:
                 record["ways"][way_name] |= difference
-    share = max(0.5, budget.left)
+    for call in calls.values():  # what was built after them has emptied the allocator's cache
+        call()
+    share = max(0.5, budget.left) if seconds is None else seconds
     for way_name, times in measure.interleaved(calls, work.device, 0.7 * share, least=3).items():
         record["ways"][way_name] |= times
     calls.clear()
@@ -143,20 +153,23 @@ def _stats(way: Way) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def run_loops(device: torch.device, budget: Budget, cells: tuple[Cell, ...], tiny: bool) -> dict[str, Any]:
-    """Every cell, until the budget ends; large networks are built once."""
+def run_loops(
+    device: torch.device, budget: Budget, cells: tuple[Cell, ...], tiny: bool, save: Callable[[dict[str, Any]], None]
+) -> None:
+    """Every cell, until the budget ends; networks are built once. `save` is called with all records after each cell."""
     records: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     made: dict[str, Workload] = {}
     for done, cell in enumerate(cells):
         if budget.left <= 0:
             skipped.append({"what": f"loops, the last {len(cells) - done} of {len(cells)} cells", "why": "time budget"})
-            break
+            save({"loops": records, "skipped": skipped})
+            return
         if cell.workload not in made:
             made[cell.workload] = Workload(cell.workload, device, tiny)
         start = time.monotonic()
-        share = budget.part(0.5 if tiny else cell.seconds)
-        record, missing = measure_cell(made[cell.workload], cell, share)
+        share = budget if tiny else budget.part(cell.seconds)
+        record, missing = measure_cell(made[cell.workload], cell, share, 0.2 if tiny else None)
         record["seconds"] = time.monotonic() - start
         records.append(record)
         skipped += missing
@@ -164,26 +177,39 @@ def run_loops(device: torch.device, budget: Budget, cells: tuple[Cell, ...], tin
         if device.type == "cuda":
             torch.cuda.empty_cache()
         print(f"  {cell}: {record['seconds']:.1f} s", file=sys.stderr, flush=True)
-    return {"cells": records, "skipped": skipped}
+        save({"loops": records, "skipped": skipped})
 
 
-def run(device: torch.device, seconds: float, parts: list[str], quick: bool, only: str = "") -> dict[str, Any]:
-    """The whole matrix, as written to the result file."""
+def run(
+    device: torch.device,
+    seconds: float,
+    parts: list[str],
+    quick: bool,
+    only: str = "",
+    save: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """The whole matrix; `save` is called with what there is so far, so that a run cut short leaves something."""
     budget = Budget(seconds)
     cells = tuple(cell for cell in (QUICK if quick else CELLS) if only in cell.workload)
-    result = {"system": system.describe(device), "quick": quick, "skipped": []}
+    result: dict[str, Any] = {"system": system.describe(device), "quick": quick, "skipped": []}
     result["clocks"] = {"before": system.clocks()}
     if "limits" in parts:
         result["limits"] = limits(device, quick)
+        save(result)
     if "kernels" in parts:
-        sizes, part = (2**12,) if quick else kernels.SIZES, budget.part(SHARES["kernels"] * budget.left)
+        sizes, part = (2**12,) if quick else kernels.SIZES, budget.part(KERNELS * seconds)
         records = list(kernels.run(device, part, sizes, 0.002 if quick else 0.06, compile_too=not quick))
         result["kernels"] = [record for record in records if "why" not in record]
         result["skipped"] += [record for record in records if "why" in record]
+        save(result)
     if "loops" in parts:
-        found = run_loops(device, budget, cells, tiny=quick)
-        result["loops"] = found["cells"]
-        result["skipped"] += found["skipped"]
+        before = list(result["skipped"])
+
+        def keep(found: dict[str, Any]) -> None:
+            result.update(loops=found["loops"], skipped=before + found["skipped"])
+            save(result)
+
+        run_loops(device, budget, cells, quick, keep)
     result["clocks"]["after"] = system.clocks()
     result["seconds"] = seconds - budget.left
     return result
@@ -205,14 +231,16 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit("benchmarks.matrix: torch sees no GPU; use --device cpu")
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
-    parts = given.parts.split(",") if given.parts else list(SHARES) if device.type == "cuda" else ["loops"]
-    result = run(device, given.seconds, parts, given.quick, given.only)
+    parts = given.parts.split(",") if given.parts else list(PARTS) if device.type == "cuda" else ["loops"]
     out = given.out or (None if given.quick else RESULTS / f"loops-{system.slug(device)}.json")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
-    from benchmarks.tables import matrix_tables
 
+    def save(result: dict[str, Any]) -> None:
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(result, indent=1) + "\n")
+
+    result = run(device, given.seconds, parts, given.quick, given.only, save)
+    save(result)
     print(matrix_tables(result))
     return 0
 
