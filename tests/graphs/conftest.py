@@ -33,8 +33,8 @@ class Graphs:
         return isinstance(self.machine, Emulator)
 
     def sampler(self, model: Callable[..., Tensor] | None = None, **arguments: Any) -> Sampler:
-        """A sampler of 4 steps of a small network on this device, by default with a graph of the whole loop."""
-        defaults = {"steps": 4, "graph": "loop", "device": self.device, "shape": SHAPE}
+        """A sampler of 3 steps of a small network on this device, by default with a graph of the whole loop."""
+        defaults = {"steps": 3, "graph": "loop", "device": self.device, "shape": SHAPE}
         return Sampler(model or self.net(), **{**defaults, **arguments})
 
     def net(self, **arguments: Any) -> Net:

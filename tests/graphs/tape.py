@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 if TYPE_CHECKING:
     from .emulator import Branch
@@ -113,15 +112,15 @@ class Memory:
 class Operation:
     """One operator of the tape."""
 
-    def __init__(self, function: Any, leaves: list[Any], spec: Any):
-        self.function, self.leaves, self.spec = function, leaves, spec
+    def __init__(self, function: Any, args: Any, kwargs: dict[str, Any]):
+        self.function, self.args, self.kwargs = function, args, kwargs
         self.results: list[View | None] = []
 
     def replay(self) -> None:
-        leaves = [leaf.tensor() if isinstance(leaf, View) else leaf for leaf in self.leaves]
-        args, kwargs = tree_unflatten(leaves, self.spec)
-        results = tree_flatten(self.function(*args, **kwargs))[0]
-        for recorded, result in zip(self.results, results):
+        args = _map(_tensor, self.args)
+        kwargs = {name: _map(_tensor, value) for name, value in self.kwargs.items()}
+        results = self.function(*args, **kwargs)
+        for recorded, result in zip(self.results, _leaves(results)):
             if recorded is not None:
                 storage, new = recorded.memory.storage(), result.untyped_storage()
                 same = (result.stride(), result.storage_offset()) == (recorded.stride, recorded.offset)
@@ -162,15 +161,15 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
-        leaves, spec = tree_flatten((args, kwargs))
-        self._check(function, args, kwargs, leaves)
+        self._check(function, args, kwargs)
         view = _shape_only if _base_name(function).endswith("_like") else self._view
-        operation = Operation(function, [view(leaf) for leaf in leaves], spec)
+        recorded = {name: _map(view, value) for name, value in kwargs.items()}
+        operation = Operation(function, _map(view, args), recorded)
         written = self._written(function, args, kwargs)
         for memory in written:
             memory.snapshot()
         results = function(*args, **kwargs)
-        for result in tree_flatten(results)[0]:
+        for result in _leaves(results):
             new = isinstance(result, Tensor) and result.untyped_storage()._cdata not in self.memory
             operation.results.append(self._view(result, made=True) if new else None)
         made = [result.memory for result in operation.results if result is not None]
@@ -195,22 +194,23 @@ class Tape(TorchDispatchMode):
         for place, argument in enumerate(function._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[place] if place < len(args) else kwargs.get(argument.name)
-                written += [self._view(t).memory for t in tree_flatten(value)[0] if isinstance(t, Tensor)]
+                written += [self._view(t).memory for t in _leaves(value) if isinstance(t, Tensor)]
         return written
 
     def _read(self, operation: Operation, written: list[Memory]) -> list[Memory]:
-        read = [leaf.memory for leaf in operation.leaves if isinstance(leaf, View)]
+        leaves = _leaves((operation.args, tuple(operation.kwargs.values())))
+        read = [leaf.memory for leaf in leaves if isinstance(leaf, View)]
         name, arguments = _base_name(operation.function), operation.function._schema.arguments
         overwrites = name in _OVERWRITES or name.endswith("_out") or any(argument.is_out for argument in arguments)
         return [memory for memory in read if not (overwrites and memory in written)]
 
-    def _check(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any], leaves: list[Any]) -> None:
+    def _check(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         name = _base_name(function)
         masked = name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index") and any(
             isinstance(i, Tensor) and i.dtype in _MASKS for i in args[1]
         )
         counted = name == "repeat_interleave" and kwargs.get("output_size") is None
-        drawn = any(isinstance(leaf, torch.Generator) for leaf in leaves)
+        drawn = any(isinstance(leaf, torch.Generator) for leaf in (*args, *kwargs.values()))
         if name in _REFUSED or masked or (counted and isinstance(args[-1], Tensor)) or drawn:
             raise self.refuse(f"aten::{name}" + (" with a generator that is not registered" if drawn else ""))
 
@@ -227,6 +227,23 @@ class Tape(TorchDispatchMode):
             if race or freed:
                 what = "uses memory of" if race else "may be given memory that was freed before the end of"
                 raise RuntimeError(f"race: {function} {what} a branch that is not joined")
+
+
+def _map(function: Callable[[Any], Any], value: Any) -> Any:
+    """An operator's arguments, some of them lists of tensors, with the function applied to every leaf."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([_map(function, item) for item in value])
+    return function(value)
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
+
+
+def _tensor(leaf: Any) -> Any:
+    return leaf.tensor() if isinstance(leaf, View) else leaf
 
 
 def _base_name(function: Any) -> str:
