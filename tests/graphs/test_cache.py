@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastdiff import Sampler
+from fastdiff.graphs import GraphedNetwork
 
 from .conftest import SHAPE
 
@@ -468,3 +469,24 @@ def test_graphs_of_other_shapes_of_tensors(graphs):
     for size in ((2, *SHAPE), (2, 3, 8, 4), (2, 3, 4, 8), (2, *SHAPE)):
         assert sampler(size, seeds=0).equal(eager(size, seeds=0))
     assert counts(sampler, "captures", "hits") == (3, 1)
+
+
+def test_one_network_alone(graphs):
+    """`GraphedNetwork`, the floor that loops are measured against."""
+    net, device = graphs.net().requires_grad_(False), graphs.device
+    x, t, labels = (
+        torch.zeros(2, *SHAPE, device=device),
+        torch.ones(2, device=device),
+        torch.zeros(2, device=device).long(),
+    )
+    network = GraphedNetwork(net, x, t, labels=labels)
+    outputs = []
+    for seed in range(3):
+        x.normal_(generator=torch.Generator(device).manual_seed(seed))
+        t.fill_(seed + 0.5)
+        labels.fill_(seed)
+        outputs.append((network(x, t, labels=labels), net(x, t, labels=labels)))
+    assert all(a.equal(b) for a, b in outputs)
+    assert network.replay().equal(outputs[-1][1])
+    network.reset()
+    assert graphs.machine.memory() == 0

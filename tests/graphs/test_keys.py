@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fastdiff import LinearScale
 
@@ -267,6 +268,75 @@ def test_a_buffer_in_place_and_replaced(graphs):
     net.shift.fill_(3.0)
     assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 1
     net.shift = torch.full((3, 1, 1), -1.0, device=graphs.device)
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 2
+
+
+def test_the_same_place_read_in_another_order(graphs):
+    """Moved is not the only change: a transposed weight lies where it lay."""
+    net = torch.nn.Linear(3, 3).to(graphs.device).requires_grad_(False)
+    model = lambda x, t: net(x)  # noqa: E731
+    eager, captured = (graphs.sampler(model, shape=(3,), graph=graph) for graph in ("off", "loop"))
+    captured(2, seeds=0)
+    net.weight.data = net.weight.data.t()
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 2
+
+
+def test_storages_that_come_and_go(graphs):
+    """A freed storage's address is soon another's, and may be this weight's again: the graph must hold its own."""
+    net = torch.nn.Linear(3, 3).to(graphs.device).requires_grad_(False)
+    eager, captured = (graphs.sampler(lambda x, t: net(x), shape=(3,), graph=graph) for graph in ("off", "loop"))
+    captured(2, seeds=0)
+    places = [parameter.data_ptr() for parameter in net.parameters()]
+    stores = [StorageWeakRef(parameter.untyped_storage()) for parameter in net.parameters()]
+    for parameter in net.parameters():
+        parameter.data = parameter.data + 1.0
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 2
+    assert not any(store.expired() for store in stores), f"{places} were freed under a graph that is kept"
+
+
+class Shift(torch.nn.Module):
+    """A network with a tensor that is neither parameter nor buffer."""
+
+    def __init__(self, value, device):
+        super().__init__()
+        self.shift = torch.full((3,), value, device=device)
+
+    def forward(self, x, t=None):
+        return 0.5 * x + self.shift
+
+
+@pytest.mark.parametrize("place", ["attribute", "closure", "container", "denoised_fn", "guidance"])
+def test_tensors_that_are_no_parameters(place, graphs):
+    """Changed in place they are read anew, replaced they make a new graph, wherever they are kept."""
+    holder, box = Shift(1.0, graphs.device), [torch.ones(3, device=graphs.device)]
+
+    def replace_it():
+        holder.shift, box[0] = holder.shift * 3.0, box[0] * 3.0
+
+    model = {"attribute": holder, "closure": lambda x, t: holder(x), "container": lambda x, t: 0.5 * x + box[0]}
+    arguments = {
+        "denoised_fn": {"denoised_fn": lambda x0: holder(x0)},
+        "guidance": {"guidance": lambda x, level, **cond: -0.01 * holder(x)},
+    }.get(place, {})
+    eager, captured = (
+        graphs.sampler(model.get(place, lambda x, t: 0.5 * x), shape=(3,), graph=graph, **arguments)
+        for graph in ("off", "loop")
+    )
+    for change in (lambda: None, lambda: (holder.shift.mul_(2.0), box[0].mul_(2.0)), replace_it):
+        change()
+        assert captured(2, seeds=0).equal(eager(2, seeds=0))
+
+
+def test_weights_of_denoised_fn(graphs):
+    last = torch.nn.Linear(3, 3).to(graphs.device).requires_grad_(False)
+    eager, captured = (
+        graphs.sampler(lambda x, t: 0.5 * x, denoised_fn=lambda x0: last(x0.float()), shape=(3,), graph=graph)
+        for graph in ("off", "loop")
+    )
+    captured(2, seeds=0)
+    last.weight.mul_(2.0)
+    assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 1
+    last.double().float()
     assert captured(2, seeds=0).equal(eager(2, seeds=0)) and captured.stats().captures == 2
 
 
