@@ -48,6 +48,10 @@ def resolve_backend(backend: str | None, device: torch.device | str = "cpu") -> 
     return name
 
 
+# What torch.compiler.assume_constant_result does, without importing the compiler: the choice is made, not traced.
+resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def combine(
     inputs: Sequence[Tensor],
     table: Tensor,
@@ -95,7 +99,10 @@ def combine(
             raise ValueError("combine: inputs must hold at least one tensor, got none (with no inputs, give out=)")
         dtypes = out_dtypes or (table.dtype,)
         codes = [_code(dtype) for dtype in dtypes]
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, learned_variance)):
+        gradient = torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (*inputs, learned_variance)
+        )
+        if gradient or torch.compiler.is_compiling():  # torch.compile moves an operator that writes to nothing
             operation = native.operation("combine", chosen)
             return operation(inputs, table, rows, seeds, draws, learned_variance, clip, codes)
         out = [torch.empty(inputs[0].shape, dtype=dtype, device=table.device) for dtype in dtypes]

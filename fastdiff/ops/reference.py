@@ -44,7 +44,7 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     """Horner's rule from the highest power down, in float32, every product and sum rounded by itself."""
     y = torch.full_like(x, coefficients[0])
     for c in coefficients[1:]:
-        y = y * x + torch.tensor(c, dtype=torch.float32, device=x.device)
+        y = y * x + c  # torch rounds c to float32 first
     return y
 
 
@@ -60,7 +60,7 @@ def minus_two_log(u: Tensor) -> Tensor:
     above = bits - 0x3F3504F3  # sqrt(1/2)
     e = (above >> 23).to(torch.float32)
     f = (bits - (above & -0x800000)).view(torch.float32) - 1.0
-    low, high = (torch.tensor(c, dtype=torch.float32, device=u.device) for c in MINUS_2_LN_2)
+    low, high = MINUS_2_LN_2
     q = _polynomial(f, LOG) * (f * f)
     q = q - (f + f)
     q = q + e * low
