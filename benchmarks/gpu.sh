@@ -3,7 +3,7 @@
 # that is there, run the GPU tests, compute-sanitizer and the benchmarks -> benchmarks/results/GPU.json. Nine minutes;
 # nothing is installed, fetched or set. Arguments: see `--help`; what it does not know goes to `benchmarks.matrix`.
 #
-#   benchmarks/gpu.sh --stages build,tests
+#   benchmarks/gpu.sh --stages build,operators,graphs
 #   benchmarks/gpu.sh --stages benchmarks --seconds 300 --only mlp
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -7,6 +7,7 @@ written after every stage, and the exit status is 1 if any failed.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -23,9 +24,9 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 525.0  # seconds for everything
-LIMITS = {"build": 150.0, "tests": 110.0, "triton": 60.0, "sanitizer": 110.0}  # the benchmarks get what is left
-LEAST = 90.0  # seconds the benchmarks get in any case
-TESTS = ("tests/gpu", "tests/graphs", "tests/ops", "tests/cuda")
+LIMITS = {"build": 150.0, "operators": 90.0, "graphs": 70.0, "interpreter": 45.0, "sanitizer": 90.0}
+LEAST = 90.0  # seconds the benchmarks get in any case; they take all that is left
+WORKERS = 6  # for tests that compile more than they run
 TOOLS = ("memcheck", "racecheck", "initcheck")
 
 Stage = dict[str, Any]
@@ -76,13 +77,15 @@ def build(limit: float, capability: str) -> Stage:
     return Process(command, limit, FASTDIFF_BUILD="cuda", TORCH_CUDA_ARCH_LIST=capability).wait()
 
 
-def tests(limit: float, marks: str, paths: Sequence[str]) -> Stage:
-    """Tests by mark, with the numbers of passed, failed and skipped ones."""
+def tests(limit: float, marks: str, paths: Sequence[str], workers: int = 1, **environment: str) -> Stage:
+    """Tests by mark, with the numbers of passed, failed and skipped ones; several at once if pytest-xdist is there."""
     if not paths:
         return {"status": "skipped", "seconds": 0.0, "output": "there are no such tests"}
     report = Path(tempfile.mkdtemp()) / "report.xml"
     options = ["-q", "-m", marks, "-p", "no:cacheprovider", f"--junitxml={report}", "--durations=5"]
-    stage = Process([sys.executable, "-m", "pytest", *options, *paths], limit).wait()
+    if workers > 1 and importlib.util.find_spec("xdist") is not None:
+        options += ["-n", str(workers)]
+    stage = Process([sys.executable, "-m", "pytest", *options, *paths], limit, **environment).wait()
     if report.is_file():
         suite = ElementTree.parse(report).getroot()[0].attrib
         counts = {name: int(suite[name]) for name in ("tests", "failures", "errors", "skipped")}
@@ -130,7 +133,7 @@ def sanitizer(limit: float) -> Stage:
 
 def matrix(limit: float, out: Path, extra: Sequence[str]) -> Stage:
     """The benchmarks; they stop by themselves when their time is up."""
-    seconds = ["--seconds", str(limit - 20)]
+    seconds = ["--seconds", str(limit - 15)]
     return Process([sys.executable, "-m", "benchmarks.matrix", *seconds, "--out", str(out), *extra], limit + 30).wait()
 
 
@@ -149,7 +152,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description="See the head of benchmarks/gpu.sh.")
     parser.add_argument("--seconds", type=float, default=TOTAL, help="for everything")
-    parser.add_argument("--stages", default="build,tests,triton,sanitizer,benchmarks", help="some of them only")
+    parser.add_argument(
+        "--stages", default="build,operators,graphs,interpreter,sanitizer,benchmarks", help="some of them only"
+    )
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/GPU.json")
     given, extra = parser.parse_known_args(arguments)  # the rest goes to benchmarks.matrix
     start, wanted = time.monotonic(), given.stages.split(",")
@@ -157,22 +162,25 @@ def main(arguments: list[str] | None = None) -> int:
     out = (given.out or ROOT / "benchmarks" / "results" / f"{system.slug(device)}.json").resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
-    triton_tests = sorted(map(str, (ROOT / "tests" / "ops").glob("test_triton*.py")))
+    compiling = [str(path) for path in ("tests/gpu", "tests/ops") if (ROOT / path).is_dir()]
+    triton = sorted(map(str, (ROOT / "tests" / "ops").glob("test_triton*.py")))
     steps = {
-        "build": lambda left: build(min(LIMITS["build"], left), capability),
-        "tests": lambda left: tests(min(LIMITS["tests"], left), "cuda", [t for t in TESTS if (ROOT / t).exists()]),
-        "triton": lambda left: tests(min(LIMITS["triton"], left), "not cuda", triton_tests),
-        "sanitizer": lambda left: sanitizer(min(LIMITS["sanitizer"], left)),
-        "benchmarks": lambda left: matrix(max(LEAST, left), out.with_suffix(".part.json"), extra),
+        "build": lambda limit: build(limit, capability),
+        "operators": lambda limit: tests(limit, "cuda", compiling, WORKERS),
+        "graphs": lambda limit: tests(limit, "cuda", ["tests/graphs"]),
+        "interpreter": lambda limit: tests(limit, "not cuda", triton, WORKERS),
+        "sanitizer": sanitizer,
+        "benchmarks": lambda limit: matrix(limit, out.with_suffix(".part.json"), extra),
     }
     result: dict[str, Any] = {"system": system.describe(device), "stages": {}}
     for name, step in steps.items():
         if name not in wanted:
             continue
         print(f"== {name}", flush=True)
-        left = given.seconds - (time.monotonic() - start) - (LEAST if name != "benchmarks" else 0)
+        left = given.seconds - (time.monotonic() - start)
+        limit = min(LIMITS[name], max(10.0, left - LEAST)) if name in LIMITS else max(LEAST, left)
         try:
-            stage = step(max(10.0, left))
+            stage = step(limit)
         except Exception as error:  # what stops one stage must not stop the others
             stage = {"status": "failed", "seconds": 0.0, "output": f"{type(error).__name__}: {error}"}
         short = shortened(stage, 60)

@@ -41,10 +41,10 @@ def normals_float64(seed: int, draw: int, n: int) -> np.ndarray:
     return out.reshape(-1)[:n]
 
 
-def normals_float32(seed: int, draw: int, n: int) -> np.ndarray:
-    """The same bits as the library: its polynomials in NumPy float32, one rounded operation after the other."""
+def normals_float32(seed: int, draw: int, n: int, first: int = 0) -> np.ndarray:
+    """The library's bits from block `first` on: its polynomials in NumPy float32, rounded after every operation."""
     f = np.float32
-    w = words(seed, draw, (n + 3) // 4)
+    w = words(seed, draw, (n + 3) // 4, first)
     out = np.empty((len(w), 4), dtype=f)
     for pair in (0, 2):
         a, b = w[:, pair], w[:, pair + 1].astype(np.uint32)
