@@ -115,7 +115,7 @@ def label_tensor(labels: Any, batch: int, label_dim: int | None, device: torch.d
             raise ValueError(f"labels must be {wanted}, got {wrong[0]}")
     elif label_dim is not None and given.shape[1] != label_dim:
         raise ValueError(f"labels must have {label_dim} columns, got {given.shape[1]}")
-    return given.to(device)
+    return given.to(device).contiguous()
 
 
 def clip_range(clip_denoised: bool | Sequence[float]) -> tuple[float, float] | None:

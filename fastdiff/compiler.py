@@ -30,6 +30,7 @@ from .trace import (
 )
 
 _DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside the largest are rounding of an exact 0
+_MODERATE = 8.0  # of coefficients: beside larger ones the order of a sum shows in its rounding
 
 
 def compile_plan(trace: Trace, network_is_state: bool = True) -> Plan:
@@ -259,11 +260,7 @@ class _Compiler:
                     scaled.add(atom)
                 atoms.update(dict.fromkeys(self._inner(atom)))
         draws = [a for a in atoms if isinstance(a, Draw)]
-        # Sums run from the left: large terms first, so that they cancel before small ones are rounded beside them.
-        # An x_0 written for an observer has no say, so that observing a run does not change its bits.
-        deciding = [e for output, e in batch if not output.observed] or [e for _, e in batch]
-        size = {a: max(abs(e.linear.get(a, 0.0)) for e in deciding) for a in atoms}
-        tensors = sorted((a for a in atoms if not isinstance(a, Draw)), key=lambda a: -size[a])
+        tensors = [a for a in atoms if not isinstance(a, Draw)]
         return tensors, draws, clips, scaled
 
     def _inner(self, atom: Clip | Scaled) -> dict[Atom, float]:

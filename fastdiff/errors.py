@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 
@@ -37,3 +40,11 @@ def check_choice(name: str, value: Any, choices: Any) -> Any:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
     return value
+
+
+def warn(message: str) -> None:
+    """A RuntimeWarning that points at the line outside fastdiff that led to it."""
+    package, level, frame = str(Path(__file__).parent), 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -46,7 +46,7 @@ class Request:
 
     Attributes:
         model, terms: the network `(x, t, **cond)` and the guidance terms `(x, level, **cond)`.
-        shape: [B, ...]; seeds: int64 [B]; x_init: [B, ...] or None; cond: keyword arguments of model and terms.
+        shape: [B, ...]; seeds: int64 [B]; x_init: [B, ...] or None; cond: keywords of the model and the terms.
         rows: how many of the B samples are wanted; the others fill up a batch.
         noise, report, tick: as in `Callbacks`.
     """
@@ -73,7 +73,7 @@ class Numbers:
     """The coefficients and times of a plan on the device: all that differs between plans of one structure.
 
     Attributes:
-        wide, narrow: the rows of the launches that compute in float64, and of all others in the state's dtype, in order.
+        wide, narrow: the rows of the launches that compute in float64, and of those in the state's dtype, in order.
         times: of the network evaluations, [NFE] or [NFE, B].
     """
 
@@ -118,9 +118,9 @@ class Executor:
     ):
         self.plan, self.dtype, self.network_dtype, self.device = plan, dtype, network_dtype, device
         self.combine = native.operation("combine_out", backend)
-        # A launch whose coefficients are large cancels large terms (a long step at a tiny sigma, the noisiest cosine
-        # steps): it computes in float64, beside a float32 state too.
-        self._wide = [dtype == torch.float64 or launch.largest > WELL_CONDITIONED for launch in plan.launches]
+        # A launch that cancels large terms (a long step at a tiny sigma, the noisiest cosine steps) computes in
+        # float64, beside a float32 state too.
+        self._wide = [dtype == torch.float64 or launch.cancelling > WELL_CONDITIONED for launch in plan.launches]
         self.numbers = self._numbers(time_dtype)
         self.structure = plan.structure(tuple(self._wide), dtype, network_dtype, time_dtype, device, backend)
 

@@ -34,12 +34,15 @@ class Launch:
     row: NDArray[np.float64]
 
     @property
-    def largest(self) -> float:
-        """The largest coefficient of a tensor or draw in the clipped value and in the outputs (not an observer's)."""
+    def cancelling(self) -> float:
+        """How large terms can be that cancel: the second largest coefficient of the clipped value and of the outputs
+        (not of an observer's)."""
         linear = len(self.outputs) + self.clip
         rows = np.abs(self.row)[: linear * (len(self.inputs) + len(self.draws))].reshape(linear, -1)
+        if rows.shape[1] < 2:
+            return 0.0
         counts = [not output.observed for output in self.outputs] + [True] * self.clip
-        return float(rows[counts].max(initial=0.0))
+        return float(np.sort(rows[counts], axis=1)[:, -2].max(initial=0.0))
 
 
 @dataclass

@@ -76,7 +76,7 @@ class Sampler:
         graph: on a GPU, "loop" captures the whole run, the network and the guidance terms' autograd included, as one
             CUDA graph for every signature (shapes, plan, conditioning, weights' places, PyTorch's switches), "step" one
             a step, "off" none. "auto" captures what is called a second time: the loop, or steps if it has very many
-            operations. Callbacks, trajectories and progress bars need steps; with `noise` or `generator` a run is eager.
+            operations. Callbacks, trajectories and progress bars need steps; `noise` or `generator` an eager run.
             A graph freezes Python values that the model reads from elsewhere than its arguments.
         buckets: batch sizes that batches are filled up to for a graph, or "auto" (1, 2, 4, 8, 16, 24, 32, 48, ...);
             tensors in `cond` whose first size is the batch are filled up too. Not for networks that mix samples.

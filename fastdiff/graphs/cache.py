@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from torch import Tensor
 
+from ..errors import warn
 from ..executor import Executor, Request
 from .captured import CapturedRun, CaptureError
 from .device import GraphDevice, exclusive, graph_device, is_running
@@ -71,6 +71,7 @@ class GraphCache:
         self._device: GraphDevice | None = None
         self._stats = GraphStats()
         _caches.add(self)
+        finalize(self, _reset, self._entries).atexit = False
 
     def run(self, executor: Executor, request: Request, scope: str, waits: bool) -> Tensor | None:
         """The final state from a graph, or None: the caller runs eagerly.
@@ -162,11 +163,7 @@ class GraphCache:
             return
         _remember(self._failed, key)
         self._stats.reasons.append(reason)
-        warnings.warn(
-            f"fastdiff runs this loop eagerly, because it could not be captured in a graph: {reason}.",
-            RuntimeWarning,
-            stacklevel=5,
-        )
+        warn(f"fastdiff runs this loop eagerly, because it could not be captured in a graph: {reason}")
 
     def stats(self) -> GraphStats:
         """The counts so far."""
@@ -184,6 +181,12 @@ def _empty_pool(device: GraphDevice) -> None:
     for cache in list(_caches):
         if cache._device is device:
             cache.clear()
+
+
+def _reset(entries: OrderedDict[Hashable, _Entry]) -> None:
+    """Free the graphs of a cache that nobody uses any more."""
+    while entries:
+        entries.popitem()[1].run.reset()
 
 
 def _remember(keys: OrderedDict[Hashable, None], key: Hashable) -> None:

@@ -36,22 +36,24 @@ class Graph(Protocol):
         """Free it, after its last replay has ended."""
 
 
-class Branch(contextlib.AbstractContextManager, Protocol):
+class Branch(Protocol):
     """Work inside `with` runs on a second stream, after what came before it."""
+
+    def __enter__(self) -> Branch: ...
+
+    def __exit__(self, *error: Any) -> None: ...
 
     def join(self) -> None:
         """What follows runs after the branch."""
 
 
 class GraphDevice(Protocol):
-    """Records on one device of one process: one capture stream, one memory pool.
+    """Records on one device of one process: one capture stream, one memory pool."""
 
-    Attributes:
-        lock: held while a graph replays and its results are copied out; entering it also orders the current stream
-            after the work of the last holder.
-    """
-
-    lock: contextlib.AbstractContextManager
+    @property
+    def lock(self) -> contextlib.AbstractContextManager[Any]:
+        """Held while a graph replays and its results are copied out; entering it also orders the current stream after
+        the work of the last holder. The same thread may enter it again."""
 
     def warm_up(self, function: Callable[[], T]) -> T:
         """Run on the capture stream, after the current stream and before what follows on it."""
@@ -162,7 +164,7 @@ class _CudaBranch:
         self._main.wait_stream(self._side)
 
 
-class _StreamOrderedLock:
+class _StreamOrderedLock(contextlib.AbstractContextManager):
     """A lock for the host that also makes the stream of each holder wait for the work of the one before."""
 
     def __init__(self, device: torch.device):

@@ -89,6 +89,8 @@ def layout(tree: Any, device: torch.device) -> tuple[list[Any], Hashable]:
             if leaf.device != device:
                 raise ValueError(f"a tensor of cond is on {leaf.device}, not on {device}")
             signature.append((tuple(leaf.shape), leaf.stride(), leaf.dtype))
+        elif isinstance(leaf, float):
+            signature.append((type(leaf), leaf.hex()))  # 0.0 equals -0.0 and NaN not itself
         elif isinstance(leaf, Hashable):
             signature.append((type(leaf), leaf))
         else:
