@@ -435,3 +435,32 @@ def test_another_model_has_graphs_of_its_own(graphs):
     for _ in range(2):
         for sampler in (first, second):
             assert sampler(2, seeds=0).equal(graphs.sampler(sampler.model, graph="off")(2, seeds=0))
+
+
+def test_functions_without_weights_are_told_apart(graphs):
+    def scaled(scale):
+        return lambda x, t: scale * x
+
+    def pull(scale):
+        return lambda x, level, **cond: -scale * x
+
+    first = graphs.sampler(scaled(0.5), guidance=pull(0.01))
+    for changes in ({}, {"model": scaled(0.25)}, {"guidance": pull(0.02)}, {"denoised_fn": lambda x0: 0.9 * x0}):
+        second = first.replace(**changes)
+        for _ in range(2):
+            assert second(2, seeds=0).equal(second.replace(graph="off")(2, seeds=0))
+            assert first(2, seeds=0).equal(first.replace(graph="off")(2, seeds=0))
+
+
+def test_a_function_that_is_gone_leaves_no_verdict_on_the_next_at_its_address(graphs):
+    def model(scale, waits):
+        return lambda x, t: scale * x if not waits or t.sum().item() > 0 else x
+
+    first = graphs.sampler(lambda x, t: 0.5 * x, max_graphs=3)
+    for number in range(20):
+        with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
+            first.replace(model=model(0.3, True))(2, seeds=0)
+        before = first.stats().captures
+        good = first.replace(model=model(0.01 * number, False))
+        assert good(2, seeds=0).equal(good.replace(graph="off")(2, seeds=0))
+        assert first.stats().captures == before + 1

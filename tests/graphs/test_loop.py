@@ -141,6 +141,23 @@ def test_results_are_copies(scope, graphs):
     assert captured(2, seeds=1).equal(results[1]) and other.equal(eager(3, seeds=9))
 
 
+@pytest.mark.parametrize("scope", ["loop", "step"])
+def test_arguments_are_never_written_to(scope, graphs):
+    captured, kept = graphs.sampler(graph=scope), []
+    for seed in range(3):
+        call = {
+            "seeds": torch.tensor([seed, seed + 5], device=graphs.device),
+            "labels": torch.tensor([seed, 3], device=graphs.device),
+            "x_init": torch.full((2, *SHAPE), float(seed), device=graphs.device),
+            "cond": {"context": {"text": torch.full((2, 5, 8), float(seed), device=graphs.device)}},
+        }
+        captured(2, **call)
+        kept.append(call)
+    for seed, call in enumerate(kept):
+        assert call["seeds"].tolist() == [seed, seed + 5] and call["labels"].tolist() == [seed, 3]
+        assert (call["x_init"] == seed).all() and (call["cond"]["context"]["text"] == seed).all()
+
+
 @pytest.mark.parametrize("scope", ["loop", "step", "auto"])
 def test_trajectories_and_callbacks_see_independent_tensors(scope, graphs):
     for arguments in ({"S_churn": 10.0}, {"clip_denoised": True}):
