@@ -20,7 +20,7 @@ def seed_tensor(seeds: int | Sequence[int] | Tensor | None, batch: int, device: 
         ValueError: another number of seeds than samples, or a seed that is not a 64-bit integer.
     """
     if seeds is None:
-        return torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64).to(device)
+        return torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64).to(device, non_blocking=True)
     values: Any = seeds
     if getattr(values, "ndim", None) == 0:  # one NumPy or PyTorch number
         values = values.item()
@@ -35,4 +35,5 @@ def seed_tensor(seeds: int | Sequence[int] | Tensor | None, batch: int, device: 
         if isinstance(seed, bool) or not hasattr(seed, "__index__") or not -(2**63) <= int(seed) < 2**64:
             raise ValueError(f"seeds must be 64-bit integers, got {seed!r}")
     wrapped = [int(s) - 2**64 if int(s) >= 2**63 else int(s) for s in values]
-    return torch.tensor(wrapped, dtype=torch.int64).to(device)
+    # From pageable memory a copy that does not block is as safe as one that does, and waits for nothing.
+    return torch.tensor(wrapped, dtype=torch.int64).to(device, non_blocking=True)

@@ -273,7 +273,7 @@ class Sampler:
 
         Args:
             shape: as in a call.
-            seconds: spent on measuring each, compilation and capture apart.
+            seconds: spent on measuring, compilation and capture apart.
             arguments: of the calls: seeds, labels, cond.
 
         Returns:

@@ -43,7 +43,7 @@ def tune(sampler: Sampler, size: torch.Size, seconds: float, arguments: dict[str
     """Measure every variant on calls of one shape. Returns the findings and the sampler to use.
 
     Args:
-        seconds: spent on measuring each variant, warm-up and compilation apart.
+        seconds: spent on measuring, warm-up and compilation apart.
         arguments: of the calls: seeds, labels, cond.
     """
     makers: dict[str, Callable[[], Sampler]] = {
@@ -54,20 +54,21 @@ def tune(sampler: Sampler, size: torch.Size, seconds: float, arguments: dict[str
         makers["network graph"] = lambda: _with_graphed_network(sampler, size, arguments)
         makers["loop graph"] = lambda: sampler.replace(graph="loop", compile=False)
         makers["compile + loop graph"] = lambda: sampler.replace(graph="loop", compile=True)
-    times: dict[str, float] = {}
-    failed: dict[str, str] = {}
     ready: dict[str, Sampler] = {}
+    failed: dict[str, str] = {}
     for name, make in makers.items():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", RuntimeWarning)  # a capture that failed would be measured as eager
                 variant = make()
-                times[name] = _milliseconds(variant, size, seconds, arguments)
-                ready[name] = variant
+                for _ in range(3):  # compiles, captures, warms up
+                    variant(size, **arguments)
+            ready[name] = variant
         except Exception as error:
             if name == "eager":
                 raise
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    times = _milliseconds(ready, size, seconds, arguments)
     best = min(times, key=times.__getitem__)
     gain = times["eager"] / times[best]
     listed = ", ".join(f"{name} {value:.3g} ms" for name, value in times.items())
@@ -92,16 +93,18 @@ def _with_graphed_network(sampler: Sampler, size: torch.Size, arguments: dict[st
     return sampler.replace(model=GraphedNetwork(sampler.model, *inputs, **cond), graph="off", compile=False, **like)
 
 
-def _milliseconds(sampler: Sampler, size: torch.Size, seconds: float, arguments: dict[str, Any]) -> float:
-    """Median time of a call, the device's work included."""
-
-    def call() -> float:
-        start = time.perf_counter()
-        sampler(size, **arguments)
-        wait()
-        return time.perf_counter() - start
-
-    wait = graph_device(sampler.device).synchronize if has_graphs(sampler.device) else lambda: None
-    first = [call() for _ in range(3)]  # compiles, captures, warms up
-    count = max(3, min(100, int(seconds / max(first[-1], 1e-9))))
-    return 1e3 * median(call() for _ in range(count))
+def _milliseconds(
+    variants: dict[str, Sampler], size: torch.Size, seconds: float, arguments: dict[str, Any]
+) -> dict[str, float]:
+    """Median time of a call, the device's work included; the variants take turns, so that they see the same machine."""
+    device = next(iter(variants.values())).device
+    wait = graph_device(device).synchronize if has_graphs(device) else lambda: None
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    begin = time.perf_counter()
+    while len(times["eager"]) < 3 or time.perf_counter() - begin < seconds:
+        for name, variant in variants.items():
+            start = time.perf_counter()
+            variant(size, **arguments)
+            wait()
+            times[name].append(time.perf_counter() - start)
+    return {name: 1e3 * median(values) for name, values in times.items()}

@@ -19,6 +19,8 @@ import torch
 
 T = TypeVar("T")
 
+_one_capture = threading.Lock()  # in a process, whatever the device
+
 
 class Graph(Protocol):
     """Recorded work.
@@ -99,16 +101,18 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph(keep_graph=True)  # kept so that its nodes can be counted
         # Of other threads (a loader that pins memory) only what they do to this capture may fail it.
         options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
-        cause: list[Exception] = []
+        current, cause = torch.cuda.current_stream(self._device), []
         try:
-            with torch.cuda.device(self._device), torch.cuda.graph(graph, **options):
+            with _one_capture, torch.cuda.device(self._device), torch.cuda.graph(graph, **options):
                 try:
                     result = function()
                 except Exception as error:
-                    cause.append(error)  # ending a capture that an error has broken raises another
+                    cause.append(error)
                     raise
             graph.instantiate()
         except Exception as error:
+            # Ending a capture that an error has broken raises another, and leaves the capture stream current.
+            torch.cuda.set_stream(current)
             self._renew()
             raise (cause or [error])[0] from None
         recorded = _CudaGraph(graph, self)
