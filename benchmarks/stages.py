@@ -124,7 +124,8 @@ def sanitizer(limit: float) -> Stage:
         run["summary"] = summary.group(0) if summary else "no summary"
         if summary is None and run["status"] == "passed":
             run["status"] = "failed"
-        runs[name] = shortened(run, 40)
+        findings = [line for line in run["output"].splitlines() if line.startswith("=========")]
+        runs[name] = shortened(run, 40) | {"findings": findings[:60]}
     bad = [name for name, run in runs.items() if run["status"] != "passed"]
     seconds = max(run["seconds"] for run in runs.values())
     output = f"not clean: {', '.join(bad)}" if bad else "clean"
@@ -135,6 +136,12 @@ def matrix(limit: float, out: Path, extra: Sequence[str]) -> Stage:
     """The benchmarks; they stop by themselves when their time is up."""
     seconds = ["--seconds", str(limit - 15)]
     return Process([sys.executable, "-m", "benchmarks.matrix", *seconds, "--out", str(out), *extra], limit + 30).wait()
+
+
+def described() -> dict[str, Any]:
+    """`benchmarks.system` of a process of its own."""
+    run = Process([sys.executable, "-m", "benchmarks.system"], 60).wait()
+    return json.loads(run["output"].splitlines()[-1]) if run["status"] == "passed" else {"error": run["output"]}
 
 
 def find_tool(name: str) -> str | None:
@@ -172,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         "sanitizer": sanitizer,
         "benchmarks": lambda limit: matrix(limit, out.with_suffix(".part.json"), extra),
     }
-    result: dict[str, Any] = {"system": system.describe(device), "stages": {}}
+    result: dict[str, Any] = {"stages": {}}
     for name, step in steps.items():
         if name not in wanted:
             continue
@@ -188,8 +195,10 @@ def main(arguments: list[str] | None = None) -> int:
         result["stages"][name] = short
         part = out.with_suffix(".part.json")
         if part.is_file():
-            result |= json.loads(part.read_text())  # its description is newer: it knows what was built
+            result |= json.loads(part.read_text())
             part.unlink()
+        if "system" not in result:  # not before the build, which replaces what it would load
+            result["system"] = described()
         out.write_text(json.dumps(result, indent=1) + "\n")
     bad = [name for name, stage in result["stages"].items() if stage["status"] not in ("passed", "skipped")]
     print(f"{out}: {'failed: ' + ', '.join(bad) if bad else 'all stages passed or skipped'}")

@@ -1,17 +1,18 @@
-"""What a result was measured on: device, driver, versions, clocks, precision flags. Everything is read, nothing set."""
+"""What a result was measured on: device, driver, versions, clocks, precision flags. Everything is read, nothing set.
+
+`python -m benchmarks.system` prints it for the current GPU as JSON.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shutil
 import subprocess
 from typing import Any
 
 import torch
-
-import fastdiff
-from fastdiff.ops import native
 
 CLOCKS = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw,clocks_event_reasons.active"
 PACKAGES = ("torch", "triton", "numpy", "diffusers", "k-diffusion")
@@ -24,6 +25,9 @@ def clocks() -> dict[str, str]:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Device, driver, versions and flags, for a result file."""
+    import fastdiff  # late: `benchmarks.stages` needs this module before the compiled part is built
+    from fastdiff.ops import native
+
     info: dict[str, Any] = {
         "device": _device(device),
         "python": platform.python_version(),
@@ -91,3 +95,7 @@ def _last_line(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     lines = done.stdout.strip().splitlines()
     return lines[-1] if lines and done.returncode == 0 else ""
+
+
+if __name__ == "__main__":
+    print(json.dumps(describe(torch.device("cuda", torch.cuda.current_device()))))

@@ -237,9 +237,11 @@ def ways(work: Workload, cell: Cell) -> tuple[dict[str, Way], list[dict[str, str
     if not work.policy:
         found["lean"] = baseline(lean, "same", lambda: network)
     for name, module, loop in _libraries(work, cell, levels):
+        if work.guide is not None:
+            continue
         if why := loops.missing(module):
             missing.append({"what": f"{name} loop", "why": why})
-        elif work.guide is None:
+        else:
             found[name] = baseline(loop, "same", lambda: network)
     if graphs:
         found["fastdiff-step"] = own("fastdiff-step", "same", graph="step")

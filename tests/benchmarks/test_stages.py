@@ -73,7 +73,8 @@ def test_a_failed_stage_is_recorded_and_the_next_one_runs(tmp_path, monkeypatch,
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr("benchmarks.system.describe", lambda device: {"device": "described"})
+    monkeypatch.setattr(stages, "described", lambda: {"device": "described"})
+    monkeypatch.setattr("benchmarks.system.slug", lambda device: "gpu")
     monkeypatch.setattr(stages, "build", lambda limit, capability: {}["nothing"])
     monkeypatch.setattr(stages, "sanitizer", lambda limit: {"status": "skipped", "seconds": 0.0, "output": "no tool"})
     monkeypatch.setattr(stages, "matrix", matrix)
