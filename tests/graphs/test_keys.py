@@ -361,7 +361,6 @@ SAME_PLAN = {
     "lambda": ({"epsilon_scale": 1.01}, {"epsilon_scale": 1.05}),
     "lambdas": ({"epsilon_scale": [1.01, 1.1, 1.2]}, {"epsilon_scale": LinearScale(0.01, 1.02)}),
     "eta": ({**VP, "eta": 0.5}, {"eta": 0.8}),
-    "S_churn": ({"S_churn": 0.5}, {"S_churn": 1.0}),
     "S_noise": ({"S_churn": 10.0}, {"S_noise": 1.1}),
     "clip": ({"clip_denoised": True}, {"clip_denoised": (-0.2, 0.3)}),
     "learned range": (
@@ -373,6 +372,7 @@ SAME_PLAN = {
 }
 # Numbers that happen to change the work: a coefficient that becomes zero, one that needs float64 beside others.
 EITHER_PLAN = {
+    "S_churn": ({"S_churn": 0.5}, {"S_churn": 1.0}),
     "lambda from one": ({}, {"epsilon_scale": 1.05}),
     "sigmas": ({"steps": None, "sigmas": [80.0, 10.0, 1.0, 0.0]}, {"sigmas": [50.0, 5.0, 0.5, 0.0]}),
     "guidance_scale": ({"guidance": 2, "guidance_scale": [1.0, 2.0]}, {"guidance_scale": [-3.0, 0.0]}),
