@@ -122,6 +122,7 @@ class Executor:
         # float64, beside a float32 state too.
         self._wide = [dtype == torch.float64 or launch.cancelling > WELL_CONDITIONED for launch in plan.launches]
         self.numbers = self._numbers(time_dtype)
+        self._tables = self.tables(self.numbers)
         self.structure = plan.structure(tuple(self._wide), dtype, network_dtype, time_dtype, device, backend)
 
     def _numbers(self, time_dtype: torch.dtype) -> Numbers:
@@ -146,8 +147,8 @@ class Executor:
 
     def run(self, request: Request) -> Tensor:
         """The final state, [B, ...] in the state's dtype."""
-        numbers = self.numbers.for_batch(request.shape[0])
-        walk = Walk(self, numbers, request.shape, request.seeds, request.x_init, request.callbacks())
+        times = self.numbers.for_batch(request.shape[0]).times
+        walk = Walk(self, self._tables, times, request.shape, request.seeds, request.x_init, request.callbacks())
         walk.advance(len(self.plan.items))
         return walk.final
 
@@ -156,15 +157,17 @@ class Walk:
     """One run in progress: how far it came, and the tensors alive there.
 
     Args:
-        numbers: with a time per sample. Only memory of the arguments is read, so that the same work can be done again
-            with other values in it.
+        tables: of `Executor.tables`; times: [NFE, B].
         seeds: int64 [B], x_init: [B, ...] or None.
+
+    Only memory of the arguments is read, so that the same work can be done again with other values in it.
     """
 
     def __init__(
         self,
         executor: Executor,
-        numbers: Numbers,
+        tables: Sequence[Tensor],
+        times: Tensor,
         shape: torch.Size,
         seeds: Tensor,
         x_init: Tensor | None,
@@ -175,8 +178,7 @@ class Walk:
         self._slots: list[Tensor | None] = [None] * len(self._plan.names)
         if self._plan.x_init is not None:
             self._slots[self._plan.x_init] = x_init
-        self._tables = iter(executor.tables(numbers))
-        self._times = iter(numbers.times)
+        self._tables, self._times = iter(tables), iter(times)
         self._noise = deque(self._plan.noise)
         self._at = 0
 
@@ -189,42 +191,39 @@ class Walk:
 
     def advance(self, stop: int) -> None:
         """Do the plan's items up to number `stop`."""
-        items = self._plan.items
+        plan, branch = self._plan, self._calls.branch
         while self._at < stop:
-            item = items[self._at]
+            item, count = plan.items[self._at], 1
             if isinstance(item, Launch):
-                self._draw(item)
+                if self._noise:
+                    self._draw(item)
                 self._launch(item)
-                self._finish()
-            elif self._calls.branch is not None and (count := self._plan.parallel(self._at)):
-                self._in_parallel([call for call in items[self._at : self._at + count] if isinstance(call, Call)])
-                for _ in range(count):
-                    self._finish()
+            elif branch is not None and (together := plan.parallel(self._at)):
+                count = together
+                self._in_parallel(plan.items[self._at : self._at + count])
             else:
                 self._call(item)
-                self._finish()
+            for dead in plan.dead[self._at : self._at + count]:  # nothing after this reads them
+                for slot in dead:
+                    self._slots[slot] = None
+            self._at += count
 
-    def _finish(self) -> None:
-        """Drop what nothing after the present item reads, and go to the next."""
-        for slot in self._plan.dead[self._at]:
-            self._slots[slot] = None
-        self._at += 1
-
-    def _in_parallel(self, calls: Sequence[Call]) -> None:
+    def _in_parallel(self, items: Sequence[Launch | Call]) -> None:
         """The guidance gradients of one evaluation on a second stream, beside the network."""
+        calls = [item for item in items if isinstance(item, Call)]
         assert self._calls.branch is not None
         with self._calls.branch() as branch:
             for call in calls:
                 if isinstance(call.event, Guide):
                     self._call(call)
         for call in calls:
-            if not isinstance(call.event, Guide):
+            if isinstance(call.event, Evaluate):
                 self._call(call)
         branch.join()
 
     def _call(self, call: Call) -> None:
         event, calls, slots = call.event, self._calls, self._slots
-        values = self.values(call)
+        values: list[Tensor] = [slots[slot] for slot in call.slots]  # type: ignore[misc]
         if isinstance(event, Evaluate):
             if calls.tick is not None:
                 calls.tick(event.step)
@@ -240,10 +239,6 @@ class Walk:
             slots[call.output] = self._readable(require_shape("denoised_fn", x0, self._shape))  # type: ignore[index]
         elif isinstance(event, Report) and calls.report is not None:
             calls.report(event.step, event.level, values[0], values[1] if len(values) > 1 else None)
-
-    def values(self, call: Call) -> list[Tensor]:
-        """The tensors a call is given."""
-        return [self._slots[slot] for slot in call.slots]  # type: ignore[misc]
 
     def _draw(self, launch: Launch) -> None:
         """Ask for the noise a launch reads: once each, in the order of the draws, so with those drawn before it."""

@@ -20,6 +20,9 @@ from .device import Graph, GraphDevice
 MAX_LOOP_NODES = 40_000
 """A loop of more operations is captured step by step: making a graph takes time and memory for every operation."""
 
+WARM_UPS = 3
+"""Network evaluations before a capture, at least: libraries choose kernels and take their memory in the first ones."""
+
 
 class CaptureError(RuntimeError):
     """Recording failed, for the reason given."""
@@ -53,11 +56,13 @@ class CapturedRun:
         calls.branch, calls.report, calls.tick = device.branch, self._keep_reported, None
 
         def walk() -> Walk:
-            return Walk(executor, self._numbers, request.shape, self._seeds, self._x_init, calls)
+            tables, times = executor.tables(self._numbers), self._numbers.times
+            return Walk(executor, tables, times, request.shape, self._seeds, self._x_init, calls)
 
         self.graphs: list[Graph] = []
         with _weights_cast_in_every_call(executor.device):
-            device.warm_up(lambda: walk().advance(len(executor.plan.items)))
+            for _ in range(-(-WARM_UPS // max(1, executor.plan.evaluations))):
+                device.warm_up(lambda: walk().advance(len(executor.plan.items)))
             try:
                 self._final = self._record(device, walk, scope)
             except Exception as error:
