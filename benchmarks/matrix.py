@@ -43,6 +43,10 @@ def limits(device: torch.device, quick: bool = False) -> dict[str, Any]:
         a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
         product = measure.per_launch([lambda: a @ b], device, 0.1)
         found["bf16_matmul_tflops"] = 2 * 8192**3 / product["median"] * 1e-6
+        for _ in range(600):  # a second of work, to read the clocks in
+            a @ b
+        found["clocks_when_busy"] = system.clocks()
+        measure.synchronize(device)
     return found
 
 
@@ -114,6 +118,8 @@ def measure_cell(
     for way_name, way in found.items():
         if way.equal_to in outputs and way_name in outputs:
             record["ways"][way_name]["bit_equal"] = outputs[way_name].equal(outputs[way.equal_to])
+            # Backward passes of some networks are not deterministic, whatever runs them.
+            record["ways"][way_name]["eager_repeats"] = outputs[way.equal_to].equal(calls[way.equal_to]())
     if measure.timed(calls["eager"], work.device)[1] < LONG:
         for way_name, difference in check(work, cell).items():
             if way_name in record["ways"]:

@@ -203,7 +203,9 @@ def loop_table(result: Result, table: str) -> str:
 
 def _agreement(way: Result) -> str:
     if "bit_equal" in way:
-        return "same bits as eager fastdiff" if way["bit_equal"] else "OTHER BITS than eager fastdiff"
+        if way["bit_equal"]:
+            return "same bits as eager fastdiff"
+        return "OTHER BITS than eager fastdiff" + ("" if way["eager_repeats"] else ", which does not repeat its own")
     if "max_abs_difference" in way:
         return f"within {way['max_abs_difference']:.1g} of fastdiff (largest {way['max_abs']:.2g})"
     return ""
