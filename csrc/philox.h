@@ -36,11 +36,12 @@ FD_HD double mul(double a, double b) { return __dmul_rn(a, b); }
 FD_HD double add(double a, double b) { return __dadd_rn(a, b); }
 FD_HD double sub(double a, double b) { return __dsub_rn(a, b); }
 FD_HD float square_root(float a) { return __fsqrt_rn(a); }
-FD_HD float unit_of(std::uint32_t a) { return __fmul_rn(__uint2float_rn(a), 0x1p-32f); }
+FD_HD float uniform_of(std::uint32_t a) { return __fmaf_rn(__uint2float_rn(a), 0x1p-32f, 0x1p-33f); }
 FD_HD float float_of_signed(std::uint32_t a) { return __int2float_rn(static_cast<std::int32_t>(a)); }
 FD_HD std::uint32_t bits_of(float a) { return __float_as_uint(a); }
 FD_HD float float_from_bits(std::uint32_t a) { return __uint_as_float(a); }
-FD_HD std::uint32_t high_product(std::uint32_t a, std::uint32_t b) { return __umulhi(a, b); }
+// a b + c for an exact product a b: fused or not makes no difference.
+FD_HD float add_exact_product(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 #else
 FD_HD float mul(float a, float b) { return a * b; }
 FD_HD float add(float a, float b) { return a + b; }
@@ -68,13 +69,35 @@ FD_HD float float_from_bits(std::uint32_t a) {
 FD_HD std::uint32_t high_product(std::uint32_t a, std::uint32_t b) {
   return static_cast<std::uint32_t>((static_cast<std::uint64_t>(a) * b) >> 32);
 }
+template <class Word>
+FD_HD auto uniform_of(const Word& a) {
+  return add(unit_of(a), 0x1p-33f);
+}
+template <class Real>
+FD_HD Real add_exact_product(const Real& a, float b, const Real& c) {
+  return add(mul(a, b), c);
+}
 #endif
 
-FD_HD std::uint32_t shift_right_signed(std::uint32_t a, int count) {
-  return static_cast<std::uint32_t>(static_cast<std::int32_t>(a) >> count);
-}
 // yes where the top bit of `flag` is set, else no
 FD_HD float choose(std::uint32_t flag, float yes, float no) { return (flag & 0x80000000u) != 0 ? yes : no; }
+
+// The same for the second bit, and the top bit of whether the two differ, each in what a machine does fastest.
+#if defined(__CUDA_ARCH__)
+FD_HD float choose_by_second_bit(std::uint32_t flags, float yes, float no) {
+  return (flags & 0x40000000u) != 0 ? yes : no;
+}
+FD_HD std::uint32_t top_bits_differ(std::uint32_t flags) { return (flags + 0x40000000u) & 0x80000000u; }
+#else
+template <class Word, class Real>
+FD_HD Real choose_by_second_bit(const Word& flags, const Real& yes, const Real& no) {
+  return choose(flags << 1, yes, no);
+}
+template <class Word>
+FD_HD Word top_bits_differ(const Word& flags) {
+  return (flags ^ (flags << 1)) & 0x80000000u;
+}
+#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Philox4x32-10
@@ -98,20 +121,42 @@ FD_HD Key key_of(std::uint64_t seed) {
   return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
 }
 
-FD_HD Words4 philox4x32_10(Words4 counter, Key key) {
+struct Product {
+  std::uint32_t low, high;
+};
+
+FD_HD Product wide_product(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  Product product;  // one instruction; from 64-bit or two 32-bit multiplications nvcc makes two or three
+  asm("{\n .reg .u64 wide;\n mul.wide.u32 wide, %2, %3;\n mov.b64 {%0, %1}, wide;\n}"
+      : "=r"(product.low), "=r"(product.high)
+      : "r"(a), "r"(b));
+  return product;
+#else
+  const std::uint64_t product = static_cast<std::uint64_t>(a) * b;
+  return {static_cast<std::uint32_t>(product), static_cast<std::uint32_t>(product >> 32)};
+#endif
+}
+
+// The rounds after the first, which is done.
+FD_HD Words4 later_rounds(Words4 counter, Key key) {
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    const std::uint32_t high_a = high_product(kPhiloxMultiplierA, counter.a);
-    const std::uint32_t high_b = high_product(kPhiloxMultiplierB, counter.c);
-    const std::uint32_t low_a = kPhiloxMultiplierA * counter.a;
-    const std::uint32_t low_b = kPhiloxMultiplierB * counter.c;
-    counter = {high_b ^ counter.b ^ key.low, low_b, high_a ^ counter.d ^ key.high, low_a};
+  for (int round = 1; round < kPhiloxRounds; ++round) {
     key.low += kPhiloxWeylA;
     key.high += kPhiloxWeylB;
+    const Product a = wide_product(kPhiloxMultiplierA, counter.a);
+    const Product b = wide_product(kPhiloxMultiplierB, counter.c);
+    counter = {b.high ^ counter.b ^ key.low, b.low, a.high ^ counter.d ^ key.high, a.low};
   }
   return counter;
+}
+
+FD_HD Words4 philox4x32_10(Words4 counter, Key key) {
+  const Product a = wide_product(kPhiloxMultiplierA, counter.a);
+  const Product b = wide_product(kPhiloxMultiplierB, counter.c);
+  return later_rounds({b.high ^ counter.b ^ key.low, b.low, a.high ^ counter.d ^ key.high, a.low}, key);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -130,8 +175,9 @@ template <class Real>
 FD_HD Real minus_two_log(Real u) {
   const auto bits = bits_of(u);
   const auto above = bits - 0x3f3504f3u;  // of sqrt(1/2)
-  const Real e = float_of_signed(shift_right_signed(above, 23));
-  const Real f = sub(float_from_bits(bits - (above & 0xff800000u)), 1.0f);
+  const auto exponent = above & 0xff800000u;
+  const Real e = float_of_signed(exponent);  // e 2^23
+  const Real f = sub(float_from_bits(bits - exponent), 1.0f);
   Real q = sub(mul(f, 0.20887454f), 0.32521993f);
   q = add(mul(q, f), 0.3427833f);
   q = sub(mul(q, f), 0.39782923f);
@@ -139,9 +185,9 @@ FD_HD Real minus_two_log(Real u) {
   q = sub(mul(q, f), 0.66670835f);
   q = add(mul(q, f), 1.0f);
   q = mul(q, mul(f, f));
-  q = sub(q, add(f, f));
-  q = add(q, mul(e, 4.2438888e-4f));
-  return add(q, mul(e, -1.38671875f));
+  q = add_exact_product(f, -2.0f, q);
+  q = add(q, mul(e, 4.2438888e-4f * 0x1p-23f));
+  return add_exact_product(e, -1.38671875f * 0x1p-23f, q);
 }
 
 // sin and cos of (b + 1/2) 2^-32 turns. By integers, b = 2^30 quadrant + r with r in [-2^29, 2^29): the angle is
@@ -162,18 +208,16 @@ FD_HD Pair<Real> sine_cosine(Word b) {
   c = add(mul(c, z), 1.0f);
   // quadrant 0: (s, c)   1: (c, -s)   2: (-s, -c)   3: (-c, s)
   const Word turned = b + 0x20000000u;
-  const Word odd = turned << 1;
   const Word sine_sign = turned & 0x80000000u;
-  const Word cosine_sign = (turned ^ odd) & 0x80000000u;
-  return {float_from_bits(bits_of(choose(odd, c, s)) ^ sine_sign),
-          float_from_bits(bits_of(choose(odd, s, c)) ^ cosine_sign)};
+  const Word cosine_sign = top_bits_differ(turned);
+  return {float_from_bits(bits_of(choose_by_second_bit(turned, c, s)) ^ sine_sign),
+          float_from_bits(bits_of(choose_by_second_bit(turned, s, c)) ^ cosine_sign)};
 }
 
 // Two normals of two words: u = a 2^-32 + 2^-33 and v = (b + 1/2) 2^-32 turns give sqrt(-2 ln u) (sin v, cos v).
 template <class Real, class Word>
 FD_HD Pair<Real> box_muller(Word a, Word b) {
-  const Real u = add(unit_of(a), 0x1p-33f);
-  const Real radius = square_root(minus_two_log(u));
+  const Real radius = square_root(minus_two_log(uniform_of(a)));
   const Pair<Real> unit = sine_cosine<Real>(b);
   return {mul(radius, unit.first), mul(radius, unit.second)};
 }
@@ -186,7 +230,9 @@ struct Normals4 {
 
 // The normals of elements 4 * group .. 4 * group + 3 of the sample with this seed.
 FD_HD Normals4 normals4(std::uint64_t seed, std::uint32_t draw, std::uint32_t group) {
-  const Words4 words = philox4x32_10({group, draw, 0u, 0u}, key_of(seed));
+  const Key key = key_of(seed);
+  const Product first = wide_product(kPhiloxMultiplierA, group);  // the other product is that of zero
+  const Words4 words = later_rounds({draw ^ key.low, 0u, first.high ^ key.high, first.low}, key);
   const Pair<float> front = box_muller(words.a, words.b);
   const Pair<float> back = box_muller(words.c, words.d);
   return {front.first, front.second, back.first, back.second};

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdiff import ops
+from fastdiff import Sampler, ops
+from fastdiff.ops import native
 from fastdiff.ops.reference_ops import row_width
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +23,8 @@ sys.path.insert(0, str(ROOT / "csrc"))
 import toolchain  # noqa: E402
 
 CODES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
+HUGE = 2**62  # bytes of a cache that holds everything
+FLOAT, BF16, HALF = torch.float32, torch.bfloat16, torch.float16
 OPERATORS = ("combine", "combine_out", "sum_squares", "normal")
 
 
@@ -45,6 +48,15 @@ def host(cuda: toolchain.Cuda, tmp_path_factory: pytest.TempPathFactory) -> ctyp
     link = [*toolchain.find_compiler(), "-shared", folder / "host_loop.o", runtime, f"-Wl,-rpath,{runtime.parent}"]
     subprocess.run([*link, "-o", folder / "host_loop.so"], check=True)
     return ctypes.CDLL(str(folder / "host_loop.so"))
+
+
+class Launched(ctypes.Structure):
+    """What host_loop.cu launched: a fixed form?, quads to a thread, streaming?, whole words?, geometry, units run."""
+
+    _fields_ = [
+        (name, ctypes.c_int)
+        for name in ("fixed", "quads", "stream", "aligned", "threads_x", "threads_y", "blocks", "units")
+    ]
 
 
 def pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[Any]:
@@ -97,6 +109,15 @@ def arguments(
     }
 
 
+def combine(
+    host: ctypes.CDLL, given: dict[str, Any], out: Sequence[Tensor], cache: int = HUGE, run: int = 1
+) -> Launched:
+    """host_combine: the launch that was chosen, and its results in ``out``."""
+    launched = Launched()
+    host.host_combine(*call(**given, outputs=out), ctypes.c_int64(cache), run, ctypes.byref(launched))
+    return launched
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("inputs", "draws", "outputs", "clip", "learned"),
@@ -111,7 +132,7 @@ def arguments(
     ],
 )
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4), (2, 7), (2, 64), (3, 1025), (2, 4096)], ids=str)
-def test_combine_is_the_reference_bit_for_bit(
+def test_the_general_form_is_the_reference_bit_for_bit(
     host: ctypes.CDLL,
     shape: tuple[int, int],
     inputs: int,
@@ -124,36 +145,156 @@ def test_combine_is_the_reference_bit_for_bit(
     given = arguments(shape, dtype, inputs, draws, outputs, bool(clip), bool(learned))
     types = [dtype, torch.float16, torch.bfloat16][:outputs]
     want = ops.combine(**given, out_dtypes=types, backend="reference")
-    for V in (4, 8):
-        got = [torch.full(shape, 42.0, dtype=t) for t in types]
-        assert abs(host.host_combine(*call(**given, outputs=got), V)) == V
-        for y, expected in zip(got, want):
-            if learned:
-                torch.testing.assert_close(y, expected)
-            else:
-                assert y.equal(expected)
+    got = [torch.full(shape, 42.0, dtype=t) for t in types]
+    assert combine(host, given, got).fixed == 0
+    for y, expected in zip(got, want):
+        if learned:
+            torch.testing.assert_close(y, expected)
+        else:
+            assert y.equal(expected)
 
 
-def test_a_launch_takes_whole_words_where_it_can(host: ctypes.CDLL) -> None:
-    """8 elements to a thread for much 2-byte data, 4 otherwise; one by one where any address does not allow words."""
+# Every fixed form in float32 ...
+FLOAT_FORMS = [(0, 1, 1), (1, 0, 1), (2, 0, 1), (2, 0, 2), (2, 1, 1), (2, 1, 2), (3, 0, 1), (3, 0, 2), (3, 1, 1)]
+FLOAT_FORMS += [(3, 1, 2)]
+FORMS = [([FLOAT] * inputs, draws, [FLOAT] * outputs) for inputs, draws, outputs in FLOAT_FORMS]
+# ... and with the inputs of a 16-bit type at these places; the last output may be of that type.
+SHORT_FORMS = {(1, 0, 1): [{0}], (2, 0, 1): [{0}, {1}], (2, 0, 2): [{0}, {1}], (2, 1, 1): [{0}, {1}]}
+SHORT_FORMS |= {(2, 1, 2): [{0}, {1}], (3, 0, 2): [{0, 1}, {0, 2}, {1, 2}], (3, 1, 2): [{0, 1}, {0, 2}, {1, 2}]}
+FORMS += [
+    ([short if j in places else FLOAT for j in range(inputs)], draws, [FLOAT] * (outputs - 1) + [last])
+    for short in (BF16, HALF)
+    for (inputs, draws, outputs), patterns in SHORT_FORMS.items()
+    for places in patterns
+    for last in (FLOAT, short)
+]
+
+
+def plain(shape: tuple[int, int], inputs: Sequence[torch.dtype], draws: int, outputs: int) -> dict[str, Any]:
+    """Random arguments without rows, clip and learned variance."""
+    given = arguments(shape, FLOAT, len(inputs), draws, outputs, False, False)
+    g = torch.Generator().manual_seed(2)
+    given["inputs"] = [torch.randn(shape, generator=g).to(dtype) for dtype in inputs]
+    return {**given, "rows": None}
+
+
+def name(form: tuple[list[torch.dtype], int, list[torch.dtype]]) -> str:
+    letters = {FLOAT: "f", BF16: "b", HALF: "h"}
+    inputs, draws, outputs = form
+    return "".join(letters[t] for t in inputs) + f"-z{draws}-" + "".join(letters[t] for t in outputs)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name)
+def test_every_fixed_form_is_the_reference_bit_for_bit(
+    host: ctypes.CDLL, form: tuple[list[torch.dtype], int, list[torch.dtype]]
+) -> None:
+    """Each for small and large tensors; samples that fill their blocks and others; one sample, several, many short."""
+    inputs, draws, outputs = form
+    for shape in ((1, 4), (300, 28), (3, 1024), (2, 2056), (2, 4100)):
+        given = plain(shape, inputs, draws, len(outputs))
+        source = dict(given)
+        if not inputs:  # the reference takes the shape from an input
+            source["inputs"] = [torch.zeros(shape)]
+            source["table"] = torch.cat([torch.ones(len(given["table"]), 1), given["table"]], 1)
+        want = ops.combine(**source, out_dtypes=outputs, backend="reference")
+        for cache in (HUGE, 0):
+            got = [torch.full(shape, 42.0, dtype=t) for t in outputs]
+            arguments_ = given if inputs else {**given, "shape": shape}
+            launched = combine(host, arguments_, got, cache)
+            quads = 2 if cache == 0 and not (len(inputs) > 2 and draws) else 1
+            assert (launched.fixed, launched.aligned) == (1, 1)
+            assert (launched.quads, launched.stream) == (quads, cache == 0)
+            assert all(y.equal(expected) for y, expected in zip(got, want))
+
+
+def test_only_what_fits_is_launched_in_a_fixed_form(host: ctypes.CDLL) -> None:
+    """Words of 16 bytes, or 8 of a 16-bit type; samples of whole quads; no rows; offsets of 32 bits."""
     table = torch.tensor([[0.5, 2.0]])
+    store = torch.randn(10_000)
+    flat, short = store[:8192].view(2, -1), store.bfloat16()
 
-    def chosen(x: Tensor, y: Tensor) -> int:
-        out = torch.empty(x.shape)
-        taken = host.host_combine(*call([x, y], table, outputs=[out]), 0)
-        assert out.equal(ops.combine([x, y], table, backend="reference")[0])
-        return taken
+    def launch(x: Tensor, y: Tensor, run: int = 1, **more: Any) -> Launched:
+        out = torch.full(x.shape if run else (1, 1), 42.0)
+        given = {"inputs": [x, y], "table": table, **more}
+        launched = combine(host, given, [out], run=run)
+        if run:
+            assert out.equal(ops.combine(**given, backend="reference")[0])
+        return launched
 
-    store = torch.randn(2 * 600_000 + 8)
-    flat = store[: 2 * 600_000].view(2, -1)
-    short = store.bfloat16()
-    assert chosen(flat, flat) == 4
-    assert chosen(flat, short[: 2 * 600_000].view(2, -1)) == 8
-    assert chosen(flat[:, :1024], short[:2048].view(2, -1)) == 4
-    assert chosen(flat, short[1 : 2 * 600_000 + 1].view(2, -1)) == -4
-    assert chosen(store[1:2049].view(2, -1), flat[:, :1024]) == -4
-    assert chosen(flat[:1, 4:8].expand(5, -1), flat[:1, 8:12].expand(5, -1)) == 4  # stride 0
-    assert chosen(flat[:, :6], flat[:, :6]) == -4  # the second sample of the output starts at 24 bytes
+    def fixed(*tensors: Tensor, **more: Any) -> tuple[int, int]:
+        launched = launch(*tensors, **more)
+        return launched.fixed, launched.aligned
+
+    assert fixed(flat, flat) == (1, 1)
+    assert fixed(flat, short[:8192].view(2, -1)) == (1, 1)
+    assert fixed(flat, short[4:8196].view(2, -1)) == (1, 1)  # 8 bytes
+    assert fixed(flat, short[2:8194].view(2, -1)) == (0, 0)  # 4 bytes
+    assert fixed(store[1:8193].view(2, -1), flat) == (0, 0)
+    assert fixed(flat[:1, 4:8].expand(5, -1), flat[:1, 8:12].expand(5, -1)) == (1, 1)  # stride 0
+    assert fixed(flat[:, :100], flat[:, 4:104]) == (1, 1)  # gaps between samples
+    assert fixed(flat[:, :6], flat[:, :6]) == (0, 0)  # the second sample of the output starts at 24 bytes
+    assert fixed(flat[:1, :6], flat[:1, :6]) == (0, 1)  # half a quad
+    assert fixed(flat, flat, rows=torch.zeros(2, dtype=torch.int64)) == (0, 1)
+    assert fixed(flat, flat.double().half().float().bfloat16()) == (1, 1)
+    assert fixed(flat.half(), flat.bfloat16()) == (0, 1)
+    large = torch.empty(2, 2**31 + 4, device="meta")
+    assert launch(large, large, run=0).fixed == 0
+    assert launch(large[:1], large[:1], run=0).fixed == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "elements", "threads", "blocks"),
+    [
+        (1, 28, (8, 1), 1),
+        (64, 28, (8, 4), 16),
+        (4096, 28, (8, 16), 256),
+        (100_000, 4, (1, 256), 391),
+        (1, 3072, (32, 1), 24),
+        (64, 3072, (256, 1), 192),
+        (512, 3072, (256, 1), 1536),
+        (70_000, 3072, (256, 1), 3 * 2 * 65535),
+    ],
+)
+def test_grids(host: ctypes.CDLL, batch: int, elements: int, threads: tuple[int, int], blocks: int) -> None:
+    """Short samples share blocks of at most 256 threads; few threads are spread over many blocks."""
+    x = torch.empty(batch, elements, device="meta")
+    launched = combine(host, {"inputs": [x], "table": torch.ones(1, 1)}, [torch.empty(1, 1)], run=0)
+    assert ((launched.threads_x, launched.threads_y), launched.blocks) == (threads, blocks)
+
+
+@pytest.mark.parametrize("model_dtype", [None, BF16, HALF], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver": "heun", "prediction": "edm"},
+        {"solver": "heun", "prediction": "edm", "S_churn": 10.0},
+        {"solver": "euler", "prediction": "edm"},
+        {"solver": "ddim", "process": "vp", "prediction": "eps"},
+        {"solver": "ddim", "process": "vp", "prediction": "v", "eta": 1.0},
+        {"solver": "ddpm", "process": "vp", "prediction": "eps"},
+    ],
+    ids=lambda s: "-".join(str(value) for value in s.values()),
+)
+def test_plans_launch_fixed_forms(
+    host: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], model_dtype: torch.dtype | None
+) -> None:
+    """All that plans launch between the first and the last network evaluation, unless it computes in float64."""
+    launches: list[int] = []
+    run = native.operation("combine_out", "reference")
+
+    def recorded(*arguments: Any) -> None:
+        inputs, table, rows, seeds, draws, variance, clip, out = arguments
+        names = ("inputs", "table", "rows", "seeds", "draws", "learned_variance", "clip")
+        flat = [x.reshape(len(x), -1) for x in inputs]
+        given = dict(zip(names, (flat, table, rows, seeds, draws, variance, clip)))
+        if inputs and table.dtype == FLOAT:
+            launches.append(combine(host, given, out, run=0).fixed)
+        run(*arguments)
+
+    monkeypatch.setattr(native, "operation", lambda *_: recorded)
+    model = lambda x, t: 0.5 * x  # noqa: E731
+    Sampler(model, steps=6, model_dtype=model_dtype, backend="reference", **settings)((2, 3, 8, 8), seeds=[1, 2])
+    assert len(launches) > 4 and all(launches)
 
 
 def test_nothing_is_written_beyond_the_output(host: ctypes.CDLL) -> None:
@@ -164,7 +305,7 @@ def test_nothing_is_written_beyond_the_output(host: ctypes.CDLL) -> None:
             out = store[offset : offset + 2 * elements].view(2, elements)
             seeds = torch.arange(2)
             given = call([], table, seeds=seeds, draws=[0], outputs=[out], shape=out.shape)
-            host.host_combine(*given, 4)
+            host.host_combine(*given, ctypes.c_int64(HUGE), 1, ctypes.byref(Launched()))
             assert out.equal(ops.normal(seeds, out.shape, backend="reference"))
             assert (store[:offset] == 42).all() and (store[offset + 2 * elements :] == 42).all()
 
@@ -172,10 +313,13 @@ def test_nothing_is_written_beyond_the_output(host: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("dtype", CODES, ids=str)
 @pytest.mark.parametrize("elements", [1, 4, 31, 4096, 100_001])
 def test_normals_are_the_contract(host: ctypes.CDLL, elements: int, dtype: torch.dtype) -> None:
-    seeds = torch.tensor([0, 1, -1, 2**63 - 1])
-    out = torch.empty(4, elements, dtype=dtype)
-    host.host_normal(*call([], torch.ones(1, 1), seeds=seeds, draws=[3], outputs=[out], shape=out.shape))
-    assert out.equal(ops.normal(seeds, out.shape, 3, dtype, backend="reference"))
+    seeds, launched = torch.tensor([0, 1, -1, 2**63 - 1]), Launched()
+    for cache in (HUGE, 0):
+        out = torch.empty(4, elements, dtype=dtype)
+        given = call([], torch.ones(1, 1), seeds=seeds, draws=[3], outputs=[out], shape=out.shape)
+        host.host_normal(*given, ctypes.c_int64(cache), ctypes.byref(launched))
+        assert launched.fixed == (dtype == FLOAT and elements % 4 == 0)
+        assert out.equal(ops.normal(seeds, out.shape, 3, dtype, backend="reference"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -1,57 +1,120 @@
-// Which kernel a job needs, decided on the host: types, numbers of columns, alignment.
+// Which kernel a job needs, decided on the host: numbers of columns, types, alignment, size.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#include "forms.cuh"
 #include "words.cuh"
 
 namespace fastdiff::cuda {
 
-// Whether every sample's groups of V elements start at multiples of their own size, or of 16 bytes.
-inline bool fits_words(const void* data, std::int64_t stride, Dtype dtype, std::int64_t batch, int V) {
-  const int bytes = std::min(16, V * size_of(dtype));
+template <class... Forms>
+struct FormList {};
+
+// What plans launch, clipping, learned variances and Heun steps with guidance aside: in float32 throughout, ...
+using FloatForms = FormList<Fixed<0, 1, 1>, Fixed<1, 0, 1>, Fixed<2, 0, 1>, Fixed<2, 0, 2>, Fixed<2, 1, 1>,
+                            Fixed<2, 1, 2>, Fixed<3, 0, 1>, Fixed<3, 0, 2>, Fixed<3, 1, 1>, Fixed<3, 1, 2>>;
+
+// ... and with a network of type S: one of its outputs, or two in Heun's second stage, and the state, in any order.
+template <Dtype S>
+using ShortForms = FormList<Fixed<1, 0, 1, S, 1>, Fixed<2, 0, 1, S, 1>, Fixed<2, 0, 1, S, 2>, Fixed<2, 0, 2, S, 1>,
+                            Fixed<2, 0, 2, S, 2>, Fixed<2, 1, 1, S, 1>, Fixed<2, 1, 1, S, 2>, Fixed<2, 1, 2, S, 1>,
+                            Fixed<2, 1, 2, S, 2>, Fixed<3, 0, 2, S, 3>, Fixed<3, 0, 2, S, 5>, Fixed<3, 0, 2, S, 6>,
+                            Fixed<3, 1, 2, S, 3>, Fixed<3, 1, 2, S, 5>, Fixed<3, 1, 2, S, 6>>;
+
+// Whether every sample's quads start at multiples of their own size, or of 16 bytes.
+inline bool fits_words(const void* data, std::int64_t stride, Dtype dtype, std::int64_t batch) {
+  const int bytes = std::min(16, 4 * size_of(dtype));
   const bool every_sample = batch <= 1 || stride * size_of(dtype) % bytes == 0;
   return every_sample && reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
 }
 
-inline bool fits_words(const Job& job, int outputs, int V) {
-  const auto column_fits = [&](const Column& c) { return fits_words(c.data, c.stride, c.dtype, job.batch, V); };
-  const auto output_fits = [&](const Output& o) { return fits_words(o.data, job.elements, o.dtype, job.batch, V); };
-  return std::all_of(job.columns, job.columns + job.inputs, column_fits) &&
-         (!job.layout.learned || column_fits(job.variance)) &&
-         std::all_of(job.outputs, job.outputs + outputs, output_fits);
+// Whether `condition` holds for the data, the stride and the type of every tensor [B, elements] of a job.
+template <class Condition>
+bool every_tensor(const Job& job, int outputs, const Condition& condition) {
+  const auto column = [&](const Column& c) { return condition(c.data, c.stride, c.dtype); };
+  const auto output = [&](const Output& o) { return condition(o.data, job.elements, o.dtype); };
+  return std::all_of(job.columns, job.columns + job.inputs, column) && (!job.layout.learned || column(job.variance)) &&
+         std::all_of(job.outputs, job.outputs + outputs, output);
 }
 
-// Whether combine moves 2-byte elements: eight of them make a 16-byte word.
-inline bool has_short_types(const Job& job) {
-  const auto is_short = [](const auto& tensor) { return size_of(tensor.dtype) == 2; };
-  return std::any_of(job.columns, job.columns + job.inputs, is_short) ||
-         std::any_of(job.outputs, job.outputs + job.layout.outputs, is_short);
+inline bool fits_words(const Job& job, int outputs) {
+  return every_tensor(job, outputs, [&](const void* data, std::int64_t stride, Dtype dtype) {
+    return fits_words(data, stride, dtype, job.batch);
+  });
 }
 
-// Calls function.template operator()<T, J, N>(), J no less than the number of inputs.
+// Elements that 32-bit offsets reach, with room for those that a last block would have behind the last sample.
+constexpr std::int64_t kMostOffsets = (std::int64_t{1} << 32) - (1 << 16);
+
+// Whether a job is one for Fixed forms, by everything but numbers and types of tensors.
+inline bool fits_fixed(const Job& job, int outputs) {
+  const auto has_short_offsets = [&](const void*, std::int64_t stride, Dtype) {
+    return (job.batch - 1) * stride + job.elements <= kMostOffsets;
+  };
+  return !job.layout.clip && !job.layout.learned && job.rows == nullptr && job.elements % 4 == 0 &&
+         fits_words(job, outputs) && every_tensor(job, outputs, has_short_offsets);
+}
+
+template <class Form>
+bool fits_form(const Job& job) {
+  if (Form::kInputs != job.inputs || Form::kDraws != job.draws || Form::kOutputs != job.layout.outputs) return false;
+  for (int j = 0; j < job.inputs; ++j) {
+    if (job.columns[j].dtype != Form::input(j)) return false;
+  }
+  for (int m = 0; m < job.layout.outputs; ++m) {
+    const Dtype dtype = job.outputs[m].dtype;
+    if (dtype != Dtype::kFloat && !(Form::may_be_short(m) && dtype == Form::kShort)) return false;
+  }
+  return true;
+}
+
+// Each calls function.template operator()<Form>() with the form of combine, sum_squares or normal that fits a job.
 template <class Function>
 void choose(const Job& job, const Function& function) {
-  const auto with_inputs = [&]<class T, int J>() {
-    if (job.draws == 0) return function.template operator()<T, J, 0>();
-    if (job.draws == 1) return function.template operator()<T, J, 1>();
-    return function.template operator()<T, J, 2>();
+  const auto take = [&]<class Form>() {
+    const bool fits = fits_form<Form>(job);
+    if (fits) function.template operator()<Form>();
+    return fits;
   };
-  const auto with_type = [&]<class T>() {
-    if (job.inputs <= 2) return with_inputs.template operator()<T, 2>();
-    if (job.inputs <= 4) return with_inputs.template operator()<T, 4>();
-    return with_inputs.template operator()<T, kMaxInputs>();
-  };
-  return job.compute == Dtype::kDouble ? with_type.template operator()<double>()
-                                       : with_type.template operator()<float>();
+  const auto among = [&]<class... Forms>(FormList<Forms...>) { return (take.template operator()<Forms>() || ...); };
+  if (job.compute == Dtype::kDouble) {
+    return job.inputs <= 4 ? function.template operator()<Any<double, 4, kMaxDraws>>()
+                           : function.template operator()<Any<double, kMaxInputs, kMaxDraws>>();
+  }
+  if (fits_fixed(job, job.layout.outputs) &&
+      (among(FloatForms{}) || among(ShortForms<Dtype::kBFloat16>{}) || among(ShortForms<Dtype::kHalf>{}))) {
+    return;
+  }
+  return job.inputs <= 4 ? function.template operator()<Any<float, 4, kMaxDraws>>()
+                         : function.template operator()<Any<float, kMaxInputs, kMaxDraws>>();
 }
 
-// Elements of combine to a thread: eight where they make a 16-byte word of a 2-byte type and fill a large GPU even so.
-inline int elements_per_thread(const Job& job) {
-  const bool many = job.batch * job.elements >= 1 << 20;
-  const bool simple = job.compute == Dtype::kFloat && job.inputs <= 2;
-  return many && simple && has_short_types(job) && fits_words(job, job.layout.outputs, 8) ? 8 : 4;
+template <class Function>
+void choose_sum(const Job& job, const Function& function) {
+  return job.compute == Dtype::kDouble ? function.template operator()<Any<double, kMaxInputs, kMaxDraws>>()
+                                       : function.template operator()<Any<float, kMaxInputs, kMaxDraws>>();
+}
+
+template <class Function>
+void choose_normal(const Job& job, const Function& function) {
+  return fits_fixed(job, 1) && job.outputs[0].dtype == Dtype::kFloat ? function.template operator()<Fixed<0, 1, 1>>()
+                                                                     : function.template operator()<Any<float, 0, 1>>();
+}
+
+// Quads of a thread where there are many: two, unless the values of both do not fit in 64 registers.
+template <class Form>
+constexpr int kManyQuads = Form::kInputs > 2 && Form::kDraws > 0 ? 1 : 2;
+
+// Bytes of the tensors [B, ...] that a launch reads and writes.
+inline std::int64_t traffic(const Job& job, int outputs) {
+  std::int64_t bytes = 0;
+  every_tensor(job, outputs, [&](const void*, std::int64_t stride, Dtype dtype) {
+    bytes += (stride == 0 ? 1 : job.batch) * job.elements * size_of(dtype);
+    return true;
+  });
+  return bytes;
 }
 
 }  // namespace fastdiff::cuda

@@ -1,55 +1,41 @@
-// Grids over units.cuh.
-#include <algorithm>
+// The kernels: grids over units.cuh.
+#include <array>
+#include <atomic>
+#include <cstdint>
 
-#include "choice.h"
+#include "grid.h"
 #include "launch.h"
-#include "units.cuh"
 
 namespace fastdiff::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr std::int64_t kMaxGridY = 65535;
-
-// x runs along a sample, y and z over samples. A block has one sample and no thread loops over several, so that rows,
-// seeds and weights are the same for a whole warp and stay out of its registers: half as many are in use.
-struct Grid {
-  dim3 blocks, threads;
-
-  Grid(std::int64_t batch, std::int64_t units, unsigned narrowest = 32) {
-    threads.x = narrowest;
-    while (threads.x < kThreads && threads.x < units) threads.x *= 2;
-    blocks.x = static_cast<unsigned>((units + threads.x - 1) / threads.x);
-    blocks.y = static_cast<unsigned>(std::min(batch, kMaxGridY));
-    blocks.z = static_cast<unsigned>((batch + blocks.y - 1) / blocks.y);
-  }
-};
-
-__device__ __forceinline__ std::uint32_t this_sample() { return blockIdx.z * gridDim.y + blockIdx.y; }
-
-template <int V>
-__device__ __forceinline__ Unit<V> this_unit(const Job& job, bool aligned) {
-  return Unit<V>(this_sample(), blockIdx.x * blockDim.x + threadIdx.x, job.elements, aligned);
-}
-
-// Blocks that must fit on a multiprocessor: many, to have many loads under way, but no register may be spilled.
-template <class T, int J, int N, int V>
+// Blocks that must fit on a multiprocessor. What counts is the bytes under way, 48 KiB for an H100's memory: of two
+// inputs in float32, a thread has 32 or, with two quads, 64 bytes under way, so that 1536 and 1024 threads are plenty.
+// More registers than these bounds leave (40 and 64) are not needed, and fewer would be spilled.
+template <class Form, int Q>
 constexpr int least_blocks() {
-  if (sizeof(T) == 8) return J > 4 ? 1 : 2;
-  if (J > 2) return J > 4 ? 2 : 3;
-  return V == 4 ? 5 : N == 2 ? 2 : 3;
+  if (Form::kFixed) return Q == 1 ? 6 : 4;
+  if (sizeof(typename Form::Compute) == 8) return Form::kInputs > 4 ? 1 : 2;
+  return Form::kInputs > 4 ? 2 : 3;
 }
 
-template <class T, int J, int N, int V>
-__global__ void __launch_bounds__(kThreads, (least_blocks<T, J, N, V>()))
+template <class Form, int Q, bool kStream>
+__device__ __forceinline__ Unit<Form, Q, kStream> this_unit(const Job& job, bool aligned) {
+  return unit_of<Form, Q, kStream>(job, aligned, gridDim, blockDim, blockIdx, threadIdx);
+}
+
+template <class Form, int Q, bool kStream>
+__global__ void __launch_bounds__(kThreads, (least_blocks<Form, Q>()))
     combine_kernel(const __grid_constant__ Job job, bool aligned) {
-  const Unit<V> unit = this_unit<V>(job, aligned);
-  if (unit.sample < job.batch && unit.count > 0) combine_unit<T, J, N>(job, unit);
+  const auto unit = this_unit<Form, Q, kStream>(job, aligned);
+  if (unit.exists(job)) combine_unit(job, unit);
 }
 
-__global__ void __launch_bounds__(kThreads) normal_kernel(const __grid_constant__ Job job, bool aligned) {
-  const Unit<4> unit = this_unit<4>(job, aligned);
-  if (unit.sample < job.batch && unit.count > 0) normal_unit(job, unit);
+template <class Form, int Q, bool kStream>
+__global__ void __launch_bounds__(kThreads, (least_blocks<Form, Q>()))
+    normal_kernel(const __grid_constant__ Job job, bool aligned) {
+  const auto unit = this_unit<Form, Q, kStream>(job, aligned);
+  if (unit.exists(job)) normal_unit(job, unit);
 }
 
 // The sum over a block in a fixed order; the result is thread 0's.
@@ -65,12 +51,12 @@ __device__ double block_sum(double value) {
   return sum;
 }
 
-template <class T, int J, int N>
-__global__ void __launch_bounds__(kThreads, (least_blocks<T, J, N, 4>()))
+template <class Form>
+__global__ void __launch_bounds__(kThreads, (least_blocks<Form, 1>()))
     sum_squares_kernel(const __grid_constant__ Job job, double* partial, bool aligned) {
-  const Unit<4> unit = this_unit<4>(job, aligned);
+  const auto unit = this_unit<Form, 1, false>(job, aligned);
   if (unit.sample >= job.batch) return;
-  const double sum = block_sum(unit.count > 0 ? sum_squares_unit<T, J, N>(job, unit) : 0.0);
+  const double sum = block_sum(unit.is_inside(0) ? sum_squares_unit(job, unit) : 0.0);
   if (threadIdx.x == 0) partial[static_cast<std::int64_t>(unit.sample) * gridDim.x + blockIdx.x] = sum;
 }
 
@@ -81,20 +67,28 @@ __global__ void __launch_bounds__(kThreads) add_tiles(const double* partial, std
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
+// The bytes of the present device's L2 cache, asked for once; endless if there is no answer.
+std::int64_t cache_bytes() {
+  static std::array<std::atomic<int>, 64> known{};
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= static_cast<int>(known.size())) return INT64_MAX;
+  int bytes = known[static_cast<std::size_t>(device)].load(std::memory_order_relaxed);
+  if (bytes == 0) {
+    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device) != cudaSuccess) return INT64_MAX;
+    known[static_cast<std::size_t>(device)].store(bytes, std::memory_order_relaxed);
+  }
+  return bytes > 0 ? bytes : INT64_MAX;
+}
+
 }  // namespace
 
 cudaError_t combine(const Job& job, cudaStream_t stream) {
   if (job.batch == 0 || job.elements == 0) return cudaSuccess;
-  const auto launch = [&]<class T, int J, int N, int V>() {
-    const Grid grid(job.batch, (job.elements + V - 1) / V);
-    const bool aligned = fits_words(job, job.layout.outputs, V);
-    combine_kernel<T, J, N, V><<<grid.blocks, grid.threads, 0, stream>>>(job, aligned);
-  };
-  choose(job, [&]<class T, int J, int N>() {
-    if constexpr (sizeof(T) == 4 && J == 2) {
-      if (elements_per_thread(job) == 8) return launch.template operator()<T, J, N, 8>();
-    }
-    launch.template operator()<T, J, N, 4>();
+  const bool aligned = fits_words(job, job.layout.outputs);
+  choose(job, [&]<class Form>() {
+    with_grid<Form>(job, job.layout.outputs, cache_bytes(), [&]<int Q, bool kStream>(const Grid& grid) {
+      combine_kernel<Form, Q, kStream><<<grid.blocks, grid.threads, 0, stream>>>(job, aligned);
+    });
   });
   return cudaGetLastError();
 }
@@ -106,10 +100,10 @@ cudaError_t sum_squares(const Job& job, double* partial, double* sums, cudaStrea
   if (job.batch == 0) return cudaSuccess;
   const std::int64_t tiles = sum_squares_tiles(job.elements);
   if (tiles > 0) {
-    const bool aligned = fits_words(job, 0, 4);
-    const Grid grid(job.batch, tiles * kThreads, kThreads);
-    choose(job, [&]<class T, int J, int N>() {
-      sum_squares_kernel<T, J, N><<<grid.blocks, grid.threads, 0, stream>>>(job, partial, aligned);
+    const bool aligned = fits_words(job, 0);
+    const Grid grid = Grid::of_tiles(job.batch, tiles);
+    choose_sum(job, [&]<class Form>() {
+      sum_squares_kernel<Form><<<grid.blocks, grid.threads, 0, stream>>>(job, partial, aligned);
     });
   }
   add_tiles<<<static_cast<unsigned>(job.batch), kThreads, 0, stream>>>(partial, tiles, sums);
@@ -118,8 +112,12 @@ cudaError_t sum_squares(const Job& job, double* partial, double* sums, cudaStrea
 
 cudaError_t normal(const Job& job, cudaStream_t stream) {
   if (job.batch == 0 || job.elements == 0) return cudaSuccess;
-  const Grid grid(job.batch, (job.elements + 3) / 4);
-  normal_kernel<<<grid.blocks, grid.threads, 0, stream>>>(job, fits_words(job, 1, 4));
+  const bool aligned = fits_words(job, 1);
+  choose_normal(job, [&]<class Form>() {
+    with_grid<Form>(job, 1, cache_bytes(), [&]<int Q, bool kStream>(const Grid& grid) {
+      normal_kernel<Form, Q, kStream><<<grid.blocks, grid.threads, 0, stream>>>(job, aligned);
+    });
+  });
   return cudaGetLastError();
 }
 

@@ -1,150 +1,235 @@
-// What one thread does: V consecutive elements of one sample, V a multiple of the four that share a Philox block.
+// What one thread does: Q quads of one sample. A quad is four consecutive elements, the ones that share a Philox block.
 //
+// The quads of a thread lie blockDim.x apart, not side by side: every access of a warp covers whole cache lines.
 // Everything here is a host function too, so that a test without a GPU can run these very lines in a loop.
 #pragma once
 
+#include "forms.cuh"
 #include "words.cuh"
 
 namespace fastdiff::cuda {
 
-// The first `count` of elements V index .. V index + V - 1 of a sample; `whole` if all V may move as whole words.
-// Small integers: everything else is derived from them where it is needed.
-template <int V>
+// Where the quads `first`, first + step, ... of a sample are. `kStream`: see words.cuh.
+template <class Form, int Q, bool kStream>
 struct Unit {
-  std::uint32_t sample, index;
-  int count;
-  bool whole;
+  using Offset = typename Form::Offset;
 
-  FD_HD Unit(std::uint32_t sample, std::uint32_t index, std::int64_t elements, bool aligned)
-      : sample(sample), index(index) {
-    const std::int64_t left = elements - first();
-    count = left < V ? static_cast<int>(left) : V;
-    whole = aligned && left >= V;
+  std::uint32_t sample, first, step;
+  Offset elements;  // of a sample
+  bool aligned;
+
+  FD_HD std::uint32_t quad(int q) const { return first + static_cast<std::uint32_t>(q) * step; }
+  FD_HD Offset position(int q) const { return 4 * static_cast<Offset>(quad(q)); }
+  FD_HD bool is_inside(int q) const { return position(q) < elements; }
+
+  FD_HD bool exists(const Job& job) const { return sample < static_cast<Offset>(job.batch) && is_inside(0); }
+
+  FD_HD int count(int q) const {
+    if constexpr (Form::kFixed) return 4;
+    const Offset left = elements - position(q);
+    return left < 4 ? static_cast<int>(left) : 4;
   }
 
-  FD_HD std::int64_t first() const { return static_cast<std::int64_t>(index) * V; }
+  FD_HD bool whole(int q) const { return Form::kFixed || (aligned && count(q) == 4); }
+
+  // Loads are unconditional: a quad behind the sample's last one reads the last one again, and writes nothing.
+  FD_HD Offset offset(int q, std::int64_t stride) const {
+    const Offset last = elements - 4;
+    const Offset from = q > 0 && position(q) > last ? last : position(q);
+    return sample * static_cast<Offset>(stride) + from;
+  }
 
   template <class T>
-  FD_HD void load(const Column& column, Words<T, V>& words) const {
-    cuda::load(column.data, column.dtype, sample * column.stride + first(), whole, count, words);
+  FD_HD void load(const Column& column, Dtype dtype, int q, Words<T, 4>& words) const {
+    cuda::load<kStream>(column.data, dtype, offset(q, column.stride), whole(q), count(q), words);
   }
 
   template <class T>
-  FD_HD void store(const Output& output, std::int64_t elements, const T (&values)[V]) const {
-    cuda::store(output.data, output.dtype, sample * elements + first(), whole, count, values);
-  }
-
-  FD_HD void make_normals(const std::int64_t* seeds, std::uint32_t draw, float (&z)[V]) const {
-    const auto seed = static_cast<std::uint64_t>(read<long long>(seeds + sample));
-    for (int i = 0; i < V; i += 4) {
-      const Normals4 four = normals4(seed, draw, index * (V / 4) + i / 4);
-      z[i] = four.z0, z[i + 1] = four.z1, z[i + 2] = four.z2, z[i + 3] = four.z3;
+  FD_HD void store(const Output& output, int m, int q, const T (&values)[4]) const {
+    if (q > 0 && !is_inside(q)) return;
+    const auto as = [&](Dtype dtype) {
+      cuda::store<kStream>(output.data, dtype, offset(q, elements), whole(q), count(q), values);
+    };
+    if constexpr (!Form::kFixed) {
+      as(output.dtype);
+    } else if (Form::may_be_short(m) && output.dtype == Form::kShort) {
+      as(Form::kShort);
+    } else {
+      as(Dtype::kFloat);
     }
+  }
+
+  FD_HD void make_normals(std::uint64_t seed, std::uint32_t draw, int q, float (&z)[4]) const {
+    const Normals4 four = normals4(seed, draw, quad(q));
+    z[0] = four.z0, z[1] = four.z1, z[2] = four.z2, z[3] = four.z3;
   }
 };
 
-// The columns v_k of a unit: up to J inputs, exactly N draws.
-template <class T, int J, int N, int V>
+// A sample's row of the table: in registers for Fixed, to be read ahead of the noise; else read where it is used.
+template <class Form>
+struct Row {
+  using T = typename Form::Compute;
+
+  const T* data;
+  T weights[Form::kWeights];
+
+  FD_HD Row(const Job& job, std::uint32_t sample) : data(static_cast<const T*>(job.table)) {
+    if constexpr (Form::kFixed) {
+      for (int i = 0; i < Form::kWeights; ++i) weights[i] = read<T>(data + i);
+    } else {
+      if (job.rows != nullptr) data += read<long long>(job.rows + sample) * job.layout.width();
+    }
+  }
+
+  FD_HD T operator()(int i) const {
+    if constexpr (Form::kFixed) return weights[i];
+    return read<T>(data + i);
+  }
+};
+
+// The columns v_k of a unit.
+template <class Form, int Q, bool kStream>
 struct Values {
-  T input[J][V];
-  float normal[N > 0 ? N : 1][V];
+  using T = typename Form::Compute;
+  static constexpr int kInputs = Form::kInputs, kDraws = Form::kDraws;
 
-  // The loads come first: they are under way while the Philox rounds run.
-  FD_HD Values(const Job& job, const Unit<V>& unit) {
-    Words<T, V> words[J];
-    for (int j = 0; j < J; ++j) {
-      if (j < job.inputs) unit.load(job.columns[j], words[j]);
-    }
-    for (int n = 0; n < N; ++n) unit.make_normals(job.seeds, job.draw_numbers[n], normal[n]);
-    for (int j = 0; j < J; ++j) {
-      if (j < job.inputs) decode(job.columns[j].dtype, words[j], input[j]);
+  T input[kInputs > 0 ? kInputs : 1][Q][4];
+  float normal[kDraws > 0 ? kDraws : 1][Q][4];
+  Words<T, 4> words[kInputs > 0 ? kInputs : 1][Q];
+
+  FD_HD void load(const Job& job, const Unit<Form, Q, kStream>& unit) {
+    for (int j = 0; j < kInputs; ++j) {
+      for (int q = 0; q < Q; ++q) {
+        if (j < Form::inputs(job)) unit.load(job.columns[j], dtype(job, j), q, words[j][q]);
+      }
     }
   }
 
-  // weights[0] v_0 + weights[1] v_1 + ..., from the left, as combine.h's weighted_sum.
-  FD_HD void sum(const T* weights, int inputs, T (&sums)[V]) const {
-    for (int i = 0; i < V; ++i) sums[i] = T(0);
-    for (int j = 0; j < J; ++j) {
-      if (j >= inputs) continue;
-      const T weight = read<T>(weights + j);
-      for (int i = 0; i < V; ++i) {
-        const T term = mul(weight, input[j][i]);
-        sums[i] = j > 0 ? add(sums[i], term) : term;
+  FD_HD void make_normals(const Job& job, const Unit<Form, Q, kStream>& unit, std::uint64_t seed) {
+    for (int n = 0; n < kDraws; ++n) {
+      for (int q = 0; q < Q; ++q) {
+        if (n < Form::draws(job)) unit.make_normals(seed, job.draw_numbers[n], q, normal[n][q]);
       }
     }
-    for (int n = 0; n < N; ++n) {
-      const T weight = read<T>(weights + inputs + n);
-      for (int i = 0; i < V; ++i) {
-        const T term = mul(weight, static_cast<T>(normal[n][i]));
-        sums[i] = n > 0 || inputs > 0 ? add(sums[i], term) : term;
+  }
+
+  FD_HD void decode(const Job& job) {
+    for (int j = 0; j < kInputs; ++j) {
+      for (int q = 0; q < Q; ++q) {
+        if (j < Form::inputs(job)) cuda::decode(dtype(job, j), words[j][q], input[j][q]);
       }
+    }
+  }
+
+  // row(at) v_0 + row(at + 1) v_1 + ... of quad q, from the left, as combine.h's weighted_sum.
+  FD_HD void sum(const Job& job, const Row<Form>& row, int at, int q, T (&sums)[4]) const {
+    const int inputs = Form::inputs(job), draws = Form::draws(job);
+    for (int i = 0; i < 4; ++i) sums[i] = T(0);
+    for (int j = 0; j < kInputs; ++j) {
+      if (j < inputs) add_term(row(at + j), input[j][q], j == 0, sums);
+    }
+    for (int n = 0; n < kDraws; ++n) {
+      if (n < draws) add_term(row(at + inputs + n), normal[n][q], n == 0 && inputs == 0, sums);
+    }
+  }
+
+ private:
+  FD_HD static constexpr Dtype dtype(const Job& job, int j) {
+    if constexpr (Form::kFixed) {
+      return Form::input(j);
+    } else {
+      return job.columns[j].dtype;
+    }
+  }
+
+  template <class Element>
+  FD_HD static void add_term(T weight, const Element (&values)[4], bool is_first, T (&sums)[4]) {
+    for (int i = 0; i < 4; ++i) {
+      const T term = mul(weight, static_cast<T>(values[i]));
+      sums[i] = is_first ? term : add(sums[i], term);
     }
   }
 };
 
-template <class T>
-FD_HD const T* row_of(const Job& job, std::uint32_t sample) {
-  const std::int64_t row = job.rows != nullptr ? read<long long>(job.rows + sample) : 0;
-  return static_cast<const T*>(job.table) + row * job.layout.width();
+template <class Form>
+FD_HD std::uint64_t seed_of(const Job& job, std::uint32_t sample) {
+  if (Form::kDraws == 0 || Form::draws(job) == 0) return 0;
+  return static_cast<std::uint64_t>(read<long long>(job.seeds + sample));
 }
 
-// fastdiff::combine for one unit; combine.h says in words what is done to each element.
-template <class T, int J, int N, int V>
-FD_HD void combine_unit(const Job& job, const Unit<V>& unit) {
-  const RowLayout& layout = job.layout;
-  const T* row = row_of<T>(job, unit.sample);
-  Words<T, V> variance;
-  if (layout.learned) unit.load(job.variance, variance);
-  const Values<T, J, N, V> values(job, unit);
-  T clipped[V], factor[V];
-  if (layout.clip) {
-    values.sum(row + layout.clipped(), job.inputs, clipped);
-    const T low = read<T>(row + layout.low()), high = read<T>(row + layout.high());
-    for (int i = 0; i < V; ++i) clipped[i] = clamp(clipped[i], low, high);
+// fastdiff::combine for one unit; combine.h says in words what is done to each element. The order is that of the
+// memory's latencies: seed and row first, as something waits for them, then all loads, then the noise, then the sums.
+template <class Form, int Q, bool kStream>
+FD_HD void combine_unit(const Job& job, const Unit<Form, Q, kStream>& unit) {
+  using T = typename Form::Compute;
+  const RowLayout layout = Form::layout(job);
+  const std::uint64_t seed = seed_of<Form>(job, unit.sample);
+  Values<Form, Q, kStream> values;
+  values.load(job, unit);
+  Words<T, 4> variance[Q];
+  for (int q = 0; q < Q; ++q) {
+    if (layout.learned) unit.load(job.variance, job.variance.dtype, q, variance[q]);
   }
-  if (layout.learned) {
-    decode(job.variance.dtype, variance, factor);
-    const T slope = read<T>(row + layout.slope()), intercept = read<T>(row + layout.intercept());
-    for (int i = 0; i < V; ++i) factor[i] = exponential(add(mul(slope, factor[i]), intercept));
-  }
-#if defined(__CUDA_ARCH__)
-#pragma unroll 1
-#endif
-  for (int m = 0; m < layout.outputs; ++m) {
-    T result[V];
-    values.sum(row + layout.coefficient(m), job.inputs, result);
+  const Row<Form> row(job, unit.sample);
+  values.make_normals(job, unit, seed);
+  values.decode(job);
+  for (int q = 0; q < Q; ++q) {
+    T clipped[4], factor[4];
     if (layout.clip) {
-      const T weight = read<T>(row + layout.clip_weight(m));
-      for (int i = 0; i < V; ++i) result[i] = add(result[i], mul(weight, clipped[i]));
+      values.sum(job, row, layout.clipped(), q, clipped);
+      const T low = row(layout.low()), high = row(layout.high());
+      for (int i = 0; i < 4; ++i) clipped[i] = clamp(clipped[i], low, high);
     }
     if (layout.learned) {
-      T scaled[V];
-      values.sum(row + layout.learned_coefficient(m), job.inputs, scaled);
-      for (int i = 0; i < V; ++i) result[i] = add(result[i], mul(factor[i], scaled[i]));
+      decode(job.variance.dtype, variance[q], factor);
+      const T slope = row(layout.slope()), intercept = row(layout.intercept());
+      for (int i = 0; i < 4; ++i) factor[i] = exponential(add(mul(slope, factor[i]), intercept));
     }
-    unit.store(job.outputs[m], job.elements, result);
+#if defined(__CUDA_ARCH__)
+#pragma unroll Form::kOutputs
+#endif
+    for (int m = 0; m < layout.outputs; ++m) {
+      T result[4];
+      values.sum(job, row, layout.coefficient(m), q, result);
+      if (layout.clip) {
+        const T weight = row(layout.clip_weight(m));
+        for (int i = 0; i < 4; ++i) result[i] = add(result[i], mul(weight, clipped[i]));
+      }
+      if (layout.learned) {
+        T scaled[4];
+        values.sum(job, row, layout.learned_coefficient(m), q, scaled);
+        for (int i = 0; i < 4; ++i) result[i] = add(result[i], mul(factor[i], scaled[i]));
+      }
+      unit.store(job.outputs[m], m, q, result);
+    }
   }
 }
 
 // The sum of squares of the one combination of a row for one unit, elements in order.
-template <class T, int J, int N, int V>
-FD_HD double sum_squares_unit(const Job& job, const Unit<V>& unit) {
-  const Values<T, J, N, V> values(job, unit);
-  T result[V];
-  values.sum(row_of<T>(job, unit.sample), job.inputs, result);
+template <class Form>
+FD_HD double sum_squares_unit(const Job& job, const Unit<Form, 1, false>& unit) {
+  using T = typename Form::Compute;
+  const std::uint64_t seed = seed_of<Form>(job, unit.sample);
+  Values<Form, 1, false> values;
+  values.load(job, unit);
+  values.make_normals(job, unit, seed);
+  values.decode(job);
+  T result[4];
+  values.sum(job, Row<Form>(job, unit.sample), 0, 0, result);
   double sum = 0;
-  for (int i = 0; i < V; ++i) {
-    const double wide = i < unit.count ? static_cast<double>(result[i]) : 0.0;
+  for (int i = 0; i < 4; ++i) {
+    const double wide = i < unit.count(0) ? static_cast<double>(result[i]) : 0.0;
     sum = add(sum, mul(wide, wide));
   }
   return sum;
 }
 
-template <int V>
-FD_HD void normal_unit(const Job& job, const Unit<V>& unit) {
-  float z[V];
-  unit.make_normals(job.seeds, job.draw_numbers[0], z);
-  unit.store(job.outputs[0], job.elements, z);
+template <class Form, int Q, bool kStream>
+FD_HD void normal_unit(const Job& job, const Unit<Form, Q, kStream>& unit) {
+  const std::uint64_t seed = seed_of<Form>(job, unit.sample);
+  float z[Q][4];
+  for (int q = 0; q < Q; ++q) unit.make_normals(seed, job.draw_numbers[0], q, z[q]);
+  for (int q = 0; q < Q; ++q) unit.store(job.outputs[0], 0, q, z[q]);
 }
 
 }  // namespace fastdiff::cuda

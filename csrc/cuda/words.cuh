@@ -31,28 +31,77 @@ struct Words {
   std::uint32_t of[kCount];
 };
 
+// Four words from a multiple of 16 bytes. `volatile`, and not through the read-only path, so that the loads of a thread
+// stay in front of its arithmetic and of all its stores: the compiler would rather move them behind the Philox rounds
+// or the first store, to have fewer registers in use. Streaming loads and stores are the first to leave the caches.
+template <bool kStream>
+FD_HD uint4 read_four(const void* from) {
+#if defined(__CUDA_ARCH__)
+  uint4 four;
+  const std::size_t address = __cvta_generic_to_global(from);
+  if constexpr (kStream) {
+    asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
+                 : "l"(address));
+  } else {
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
+                 : "l"(address));
+  }
+  return four;
+#else
+  return *static_cast<const uint4*>(from);
+#endif
+}
+
+template <bool kStream>
+FD_HD uint2 read_two(const void* from) {
+#if defined(__CUDA_ARCH__)
+  uint2 two;
+  const std::size_t address = __cvta_generic_to_global(from);
+  if constexpr (kStream) {
+    asm volatile("ld.global.cs.v2.u32 {%0, %1}, [%2];" : "=r"(two.x), "=r"(two.y) : "l"(address));
+  } else {
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(two.x), "=r"(two.y) : "l"(address));
+  }
+  return two;
+#else
+  return *static_cast<const uint2*>(from);
+#endif
+}
+
+template <bool kStream, class Value>
+FD_HD void write(void* to, Value value) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (kStream) {
+    __stcs(static_cast<Value*>(to), value);
+    return;
+  }
+#endif
+  *static_cast<Value*>(to) = value;
+}
+
 // kCount words from or to an address that is a multiple of 16, or of 8 for two words.
-template <int kCount>
+template <int kCount, bool kStream>
 FD_HD void read_words(const void* from, std::uint32_t* words) {
   if constexpr (kCount == 2) {
-    const uint2 two = read<uint2>(from);
+    const uint2 two = read_two<kStream>(from);
     words[0] = two.x, words[1] = two.y;
   } else {
     for (int i = 0; i < kCount; i += 4) {
-      const uint4 four = read<uint4>(static_cast<const std::uint32_t*>(from) + i);
+      const uint4 four = read_four<kStream>(static_cast<const std::uint32_t*>(from) + i);
       words[i] = four.x, words[i + 1] = four.y, words[i + 2] = four.z, words[i + 3] = four.w;
     }
   }
 }
 
-template <int kCount>
+template <int kCount, bool kStream>
 FD_HD void write_words(void* to, const std::uint32_t* words) {
   if constexpr (kCount == 2) {
-    *static_cast<uint2*>(to) = {words[0], words[1]};
+    write<kStream>(to, uint2{words[0], words[1]});
   } else {
     for (int i = 0; i < kCount; i += 4) {
-      *reinterpret_cast<uint4*>(static_cast<std::uint32_t*>(to) + i) = {words[i], words[i + 1], words[i + 2],
-                                                                        words[i + 3]};
+      write<kStream>(static_cast<std::uint32_t*>(to) + i, uint4{words[i], words[i + 1], words[i + 2], words[i + 3]});
     }
   }
 }
@@ -94,9 +143,22 @@ FD_HD void write_elements(void* to, int size, int count, const Words<double, V>&
   }
 }
 
-FD_HD float half_from(std::uint32_t bits) { return __half2float(__ushort_as_half(static_cast<unsigned short>(bits))); }
-FD_HD std::uint32_t half_of(float value) { return __half_as_ushort(__float2half_rn(value)); }
-FD_HD std::uint32_t bfloat16_of(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
+// Two 16-bit numbers in a word, the first one in the low half.
+FD_HD float2 halves_from(std::uint32_t word) {
+  __half2_raw raw{};
+  raw.x = static_cast<unsigned short>(word), raw.y = static_cast<unsigned short>(word >> 16);
+  return __half22float2(__half2(raw));
+}
+
+FD_HD std::uint32_t halves_of(float low, float high) {
+  const __half2_raw raw = __floats2half2_rn(low, high);
+  return raw.x | static_cast<std::uint32_t>(raw.y) << 16;
+}
+
+FD_HD std::uint32_t bfloat16s_of(float low, float high) {
+  const __nv_bfloat162_raw raw = __floats2bfloat162_rn(low, high);
+  return raw.x | static_cast<std::uint32_t>(raw.y) << 16;
+}
 
 FD_HD double double_from(std::uint32_t low, std::uint32_t high) {
 #if defined(__CUDA_ARCH__)
@@ -123,7 +185,10 @@ FD_HD void decode(Dtype dtype, const Words<T, V>& words, T (&values)[V]) {
   if (dtype == Dtype::kFloat) {
     for (int i = 0; i < V; ++i) values[i] = float_from_bits(words.of[i]);
   } else if (dtype == Dtype::kHalf) {
-    for (int i = 0; i < V; ++i) values[i] = half_from(words.of[i / 2] >> (i % 2 * 16) & 0xffffu);
+    for (int i = 0; i < V; i += 2) {
+      const float2 two = halves_from(words.of[i / 2]);
+      values[i] = two.x, values[i + 1] = two.y;
+    }
   } else if (dtype == Dtype::kBFloat16) {
     for (int i = 0; i < V; ++i) {
       values[i] = float_from_bits(i % 2 == 0 ? words.of[i / 2] << 16 : words.of[i / 2] & 0xffff0000u);
@@ -143,42 +208,41 @@ FD_HD void encode(Dtype dtype, const T (&values)[V], Words<double, V>& words) {
   } else {
     for (int i = 0; i < V; i += 2) {
       const float low = static_cast<float>(values[i]), high = static_cast<float>(values[i + 1]);
-      words.of[i / 2] =
-          dtype == Dtype::kHalf ? half_of(low) | half_of(high) << 16 : bfloat16_of(low) | bfloat16_of(high) << 16;
+      words.of[i / 2] = dtype == Dtype::kHalf ? halves_of(low, high) : bfloat16s_of(low, high);
     }
   }
 }
 
 // V elements at an address of `dtype`, whole words if `whole`, else the first `count`.
-template <class T, int V>
-FD_HD void load(const void* data, Dtype dtype, std::int64_t offset, bool whole, int count, Words<T, V>& words) {
+template <bool kStream, class T, int V, class Offset>
+FD_HD void load(const void* data, Dtype dtype, Offset offset, bool whole, int count, Words<T, V>& words) {
   const int size = size_of(dtype);
-  const char* from = static_cast<const char*>(data) + offset * size;
+  const char* from = static_cast<const char*>(data) + static_cast<std::uint64_t>(offset) * size;
   if (!whole) {
     read_elements(from, size, count, words);
   } else if (size == 2) {
-    read_words<V / 2>(from, words.of);
+    read_words<V / 2, kStream>(from, words.of);
   } else if (size == 4) {
-    read_words<V>(from, words.of);
+    read_words<V, kStream>(from, words.of);
   } else if constexpr (sizeof(T) == 8) {
-    read_words<2 * V>(from, words.of);
+    read_words<2 * V, kStream>(from, words.of);
   }
 }
 
-template <class T, int V>
-FD_HD void store(void* data, Dtype dtype, std::int64_t offset, bool whole, int count, const T (&values)[V]) {
+template <bool kStream, class T, int V, class Offset>
+FD_HD void store(void* data, Dtype dtype, Offset offset, bool whole, int count, const T (&values)[V]) {
   const int size = size_of(dtype);
-  char* to = static_cast<char*>(data) + offset * size;
+  char* to = static_cast<char*>(data) + static_cast<std::uint64_t>(offset) * size;
   Words<double, V> words;
   encode(dtype, values, words);
   if (!whole) {
     write_elements(to, size, count, words);
   } else if (size == 2) {
-    write_words<V / 2>(to, words.of);
+    write_words<V / 2, kStream>(to, words.of);
   } else if (size == 4) {
-    write_words<V>(to, words.of);
+    write_words<V, kStream>(to, words.of);
   } else {
-    write_words<2 * V>(to, words.of);
+    write_words<2 * V, kStream>(to, words.of);
   }
 }
 

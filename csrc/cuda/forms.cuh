@@ -1,0 +1,44 @@
+// What a kernel knows of its job when it is compiled. One kernel template takes one of these:
+//
+//   Fixed   the launches of plans: the numbers of inputs, draws and outputs and the types are known, one row serves the
+//           batch, every sample moves in whole words, 32-bit offsets suffice. Straight-line code.
+//   Any     everything else: clip, a learned variance, rows, float64, ragged or misaligned samples, huge tensors.
+#pragma once
+
+#include <cstdint>
+
+#include "../job.h"
+
+namespace fastdiff::cuda {
+
+// float32, except for the inputs whose bits are set in `kShortInputs` and perhaps the last output: these are of type S,
+// as a network's outputs and inputs are beside a float32 state.
+template <int J, int N, int M, Dtype S = Dtype::kFloat, int kShortInputs = 0>
+struct Fixed {
+  using Compute = float;
+  using Offset = std::uint32_t;
+  static constexpr int kInputs = J, kDraws = N, kOutputs = M, kWeights = (J + N) * M;
+  static constexpr Dtype kShort = S;
+  static constexpr bool kFixed = true;
+
+  FD_HD static constexpr int inputs(const Job&) { return J; }
+  FD_HD static constexpr int draws(const Job&) { return N; }
+  FD_HD static constexpr RowLayout layout(const Job&) { return {J + N, M, false, false}; }
+  FD_HD static constexpr Dtype input(int j) { return (kShortInputs >> j & 1) != 0 ? S : Dtype::kFloat; }
+  FD_HD static constexpr bool may_be_short(int m) { return S != Dtype::kFloat && m == M - 1; }
+};
+
+// Up to J inputs and N draws.
+template <class T, int J, int N>
+struct Any {
+  using Compute = T;
+  using Offset = std::int64_t;
+  static constexpr int kInputs = J, kDraws = N, kOutputs = 1, kWeights = 1;
+  static constexpr bool kFixed = false;
+
+  FD_HD static int inputs(const Job& job) { return job.inputs; }
+  FD_HD static int draws(const Job& job) { return job.draws; }
+  FD_HD static RowLayout layout(const Job& job) { return job.layout; }
+};
+
+}  // namespace fastdiff::cuda
