@@ -100,6 +100,21 @@ def critic(graphs: Graphs, dtype: torch.dtype = torch.float32) -> Critic:
         return Critic().to(graphs.device, dtype)
 
 
+def linear(x, t, labels=None):
+    """A network of a few operations, with the same rows in every batch."""
+    y = 0.5 * x + 0.01 * torch.log1p(t).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return y if labels is None else y + labels.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def quick(graphs, model=linear, **arguments):
+    return graphs.sampler(model, **{"steps": 2, "solver": "euler", "shape": (3,), **arguments})
+
+
+def counts(sampler, *names):
+    stats = sampler.stats()
+    return tuple(getattr(stats, name) for name in names)
+
+
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else [])]
 
 
