@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks import kernels, measure, system
 from benchmarks.measure import Budget
 from benchmarks.tables import matrix_tables
-from benchmarks.workloads import CELLS, ESSENTIAL, QUICK, Cell, Way, Workload, check, ways
+from benchmarks.workloads import ESSENTIAL, Cell, Way, Workload, cells, check, ways
 from fastdiff.graphs import has_graphs
 
 RESULTS = Path(__file__).parent / "results"
@@ -160,15 +160,17 @@ def _stats(way: Way) -> dict[str, Any]:
 
 @torch.no_grad()
 def run_loops(
-    device: torch.device, budget: Budget, cells: tuple[Cell, ...], tiny: bool, save: Callable[[dict[str, Any]], None]
+    device: torch.device, budget: Budget, wanted: tuple[Cell, ...], tiny: bool, save: Callable[[dict[str, Any]], None]
 ) -> None:
     """Every cell, until the budget ends; networks are built once. `save` is called with all records after each cell."""
     records: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     made: dict[str, Workload] = {}
-    for done, cell in enumerate(cells):
+    for done, cell in enumerate(wanted):
         if budget.left <= 0:
-            skipped.append({"what": f"loops, the last {len(cells) - done} of {len(cells)} cells", "why": "time budget"})
+            skipped.append(
+                {"what": f"loops, the last {len(wanted) - done} of {len(wanted)} cells", "why": "time budget"}
+            )
             save({"loops": records, "skipped": skipped})
             return
         if cell.workload not in made:
@@ -196,7 +198,6 @@ def run(
 ) -> dict[str, Any]:
     """The whole matrix; `save` is called with what there is so far, so that a run cut short leaves something."""
     budget = Budget(seconds)
-    cells = tuple(cell for cell in (QUICK if quick else CELLS) if only in cell.workload)
     result: dict[str, Any] = {"system": system.describe(device), "quick": quick, "skipped": []}
     result["clocks"] = {"before": system.clocks()}
     if "limits" in parts:
@@ -215,7 +216,7 @@ def run(
             result.update(loops=found["loops"], skipped=before + found["skipped"])
             save(result)
 
-        run_loops(device, budget, cells, quick, keep)
+        run_loops(device, budget, cells(device, quick, only), quick, keep)
     result["clocks"]["after"] = system.clocks()
     result["seconds"] = seconds - budget.left
     return result

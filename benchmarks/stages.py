@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
         "build": lambda limit: build(limit, capability),
         "operators": lambda limit: tests(limit, "cuda", compiling, WORKERS),
         "graphs": lambda limit: tests(limit, "cuda", ["tests/graphs"]),
-        "interpreter": lambda limit: tests(limit, "not cuda", triton, WORKERS),
+        "interpreter": lambda limit: tests(limit, "not cuda", triton, WORKERS, CUDA_VISIBLE_DEVICES=""),
         "sanitizer": sanitizer,
         "benchmarks": lambda limit: matrix(limit, out.with_suffix(".part.json"), extra),
     }

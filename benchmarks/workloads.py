@@ -28,6 +28,7 @@ from fastdiff import VP, Sampler, ops
 from fastdiff.graphs import GraphedNetwork, has_graphs
 from fastdiff.process import Levels
 
+POLICIES = ("mlp", "unet1d")
 TRAINED = 100  # steps of the chain a policy was trained on
 WEIGHT = 2.0  # of the discriminator's gradient
 
@@ -103,6 +104,19 @@ QUICK = (
 )
 
 
+def cells(device: torch.device, quick: bool = False, only: str = "") -> tuple[Cell, ...]:
+    """What is measured on a device: on a CPU the policies alone, in small batches, as image networks take minutes.
+
+    Args:
+        quick: cells for tiny networks.
+        only: of one workload.
+    """
+    every = QUICK if quick else CELLS
+    if device.type == "cpu" and not quick:
+        every = tuple(cell for cell in CELLS if cell.workload in POLICIES and cell.kind == "full" and cell.batch <= 64)
+    return tuple(cell for cell in every if only in ("", cell.workload))
+
+
 class Workload:
     """A network with random weights, what it is conditioned on, and every way to sample from it.
 
@@ -114,7 +128,7 @@ class Workload:
     def __init__(self, name: str, device: torch.device, tiny: bool = False):
         torch.manual_seed(0)
         self.name, self.device, self.tiny = name, device, tiny
-        self.policy = name in ("mlp", "unet1d")
+        self.policy = name in POLICIES
         raw, self.shape, observed = _network(name, tiny)
         self.raw = raw.to(device).eval().requires_grad_(False)
         self.network = self.raw if self.policy else Denoiser(self.raw).eval()

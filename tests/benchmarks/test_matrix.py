@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import compare, kernels, matrix, measure, targets, workloads
 from benchmarks.measure import Budget
+from benchmarks.tables import TITLES
 from benchmarks.workloads import Cell, Workload
 from fastdiff.graphs import GRAPH_DEVICES
 from fastdiff.graphs.device import graph_device
@@ -73,7 +74,7 @@ def test_every_way_of_a_cell(cell):
 
 @pytest.mark.usefixtures("uncompiled", "quick")
 def test_a_run_without_graphs_saves_as_it_goes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(matrix, "QUICK", tuple(CELLS)[:2])
+    monkeypatch.setattr(workloads, "QUICK", tuple(CELLS)[:2])
     out = tmp_path / "result.json"
     arguments = ["--device", "cpu", "--quick", "--parts", "limits,kernels,loops", "--out", str(out)]
     assert matrix.main(arguments) == 0
@@ -119,6 +120,14 @@ def test_kernels_compute_their_formulas(kernel, precision):
             assert found["max_abs_error"] < (1e-6 if precision == "fp32" else 0.05)
     else:
         case.combine("reference")(0)
+
+
+def test_cells():
+    for quick in (False, True):
+        assert {cell.workload for cell in workloads.cells(torch.device("cuda"), quick)} == set(TITLES)
+    assert {cell.workload for cell in workloads.cells(CPU)} == set(workloads.POLICIES)
+    assert {cell.workload for cell in workloads.cells(torch.device("cuda"), only="unet")} == {"unet"}
+    assert len(set(workloads.CELLS)) == len(workloads.CELLS)
 
 
 def test_interleaving():

@@ -105,5 +105,28 @@ def test_the_program_for_the_sanitizer_runs(monkeypatch, mode):
     graph_device.cache_clear()
 
 
-def test_the_sanitizers_filters():
+def test_the_sanitizers_filters(monkeypatch):
     assert sanitize.filters()[0] == "kns=fastdiff"
+    pytest.importorskip("triton")
+    monkeypatch.setattr(native, "available", lambda *_: True)
+    assert {"kne=combine_kernel", "kne=normal_kernel", "kne=sum_squares_kernel"} <= set(sanitize.filters())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+@pytest.mark.parametrize("errors", [0, 2])
+def test_every_tool_of_the_sanitizer_runs_on_both_programs(tmp_path, monkeypatch, errors):
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(
+        '#!/bin/sh\ncase "$1" in --help) echo "  --kernel-name arg";; *) echo "ran $*"; '
+        f'echo "========= ERROR SUMMARY: {errors} errors"; [ "$2" != racecheck ] || exit {min(errors, 1)};; esac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    stage = stages.sanitizer(60)
+    assert stage["status"] == ("failed" if errors else "passed")
+    assert list(stage["runs"]) == [f"{tool} {mode}" for tool in stages.TOOLS for mode in ("eager", "graph")]
+    for name, run in stage["runs"].items():
+        assert run["status"] == ("failed" if errors and "racecheck" in name else "passed")
+        assert run["summary"] == f"ERROR SUMMARY: {errors} errors"
+        assert "--error-exitcode 1 --kernel-name kns=fastdiff" in run["output"][0]
+        assert run["output"][0].endswith(f"-m benchmarks.sanitize {name.split()[1]}")
