@@ -9,6 +9,8 @@ Written from the architectures' descriptions, at the published sizes:
     Discriminator  Encoder's features and a small Encoder as head (Kim et al. 2023)
 
 All map (x [B, ...], t [B]) to a tensor; unlike for training, no layer starts at zero, so that outputs are not constant.
+DDPMpp takes 42.4 GFLOP an image, as published, in 463 PyTorch operations where the published program takes 610: eager
+loops fare better here than there.
 """
 
 from __future__ import annotations

@@ -198,7 +198,8 @@ def loop_table(result: Result, table: str) -> str:
         "result",
     )
     shown = markdown(head, rows)
-    return f"**{TABLES[table]}** ({FLOORS})\n\n{shown}" if shown else ""
+    legend = f" ({FLOORS})" if any(map(floor, result.get("loops", []))) else ""
+    return f"**{TABLES[table]}**{legend}\n\n{shown}" if shown else ""
 
 
 def _agreement(way: Result) -> str:
