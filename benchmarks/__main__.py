@@ -1,4 +1,8 @@
-"""`python -m benchmarks [--device cuda] [--out FILE] [pytest arguments]`: measure, write JSON, print the table."""
+"""`python -m benchmarks [--out FILE] [pytest arguments]`: single operations on the CPU, measured by pytest-benchmark.
+
+Loops on any device and kernels on a GPU are measured by `python -m benchmarks.matrix`; `python -m benchmarks.compare`
+prints the tables of both.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,12 @@ HERE = Path(__file__).parent
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--device", default="cpu")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.json", help="pytest-benchmark's JSON")
     arguments, rest = parser.parse_known_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     fixed = ["-q", "-p", "no:cacheprovider", "--override-ini=python_files=bench_*.py", "--override-ini=addopts="]
-    shown = ["--benchmark-json", str(arguments.out), "--benchmark-quiet", "--device", arguments.device]
+    shown = ["--benchmark-json", str(arguments.out), "--benchmark-quiet"]
     status = pytest.main([str(HERE), *fixed, *shown, *rest])
     if status == 0:
         results = json.loads(arguments.out.read_text())

@@ -20,15 +20,15 @@ SHAPES = {
 pytestmark = pytest.mark.parametrize("size", SHAPES)
 
 
-def launches(sampler: Sampler, which: slice, device: torch.device):  # type: ignore[no-untyped-def]
-    """The sampler's own launches as closures (inputs, seeds) -> outputs, coefficient tables on the device."""
-    combine = native.operation("combine_out", resolve_backend(None, device))
+def launches(sampler: Sampler, which: slice):  # type: ignore[no-untyped-def]
+    """The sampler's own launches as closures (inputs, seeds) -> outputs."""
+    combine = native.operation("combine_out", resolve_backend(None))
     made = []
     for launch in sampler.plan().launches[which]:
-        table = torch.from_numpy(launch.row)[None].float().to(device)
+        table = torch.from_numpy(launch.row)[None].float()
 
         def run(inputs, seeds=None, variance=None, launch=launch, table=table):  # type: ignore[no-untyped-def]
-            out = [torch.empty(inputs[0].shape, device=table.device) for _ in launch.outputs]
+            out = [torch.empty(inputs[0].shape) for _ in launch.outputs]
             combine(inputs, table, None, seeds, launch.draws, variance, launch.clip, out)
             return out
 
@@ -44,26 +44,26 @@ class TestHeunStep:
     """A deterministic Heun step: EDM's float64 arithmetic against two launches."""
 
     @pytest.fixture
-    def tensors(self, size, device):  # type: ignore[no-untyped-def]
-        return [torch.randn(SHAPES[size], device=device) for _ in range(3)]
+    def tensors(self, size):  # type: ignore[no-untyped-def]
+        return [torch.randn(SHAPES[size]) for _ in range(3)]
 
     @pytest.mark.parametrize("draw", [True, False], ids=["as_published", "without_its_draw"])
-    def test_edm_float64(self, measure, size, device, tensors, draw):  # type: ignore[no-untyped-def]
+    def test_edm_float64(self, measure, size, tensors, draw):  # type: ignore[no-untyped-def]
         x, first, second = tensors
         x = x.double()
-        t, t_next = (torch.tensor(s, dtype=torch.float64, device=device) for s in (3.0, 2.0))
+        t, t_next = (torch.tensor(s, dtype=torch.float64) for s in (3.0, 2.0))
         measure(lambda: edm_heun_step(x, first, second, t, t_next, draw), x.numel())
 
-    def test_torch_compile(self, measure, size, device, tensors):  # type: ignore[no-untyped-def]
+    def test_torch_compile(self, measure, size, tensors):  # type: ignore[no-untyped-def]
         x, first, second = tensors
         x = x.double()
-        t, t_next = (torch.tensor(s, dtype=torch.float64, device=device) for s in (3.0, 2.0))
+        t, t_next = (torch.tensor(s, dtype=torch.float64) for s in (3.0, 2.0))
         compiled = torch.compile(edm_heun_step, dynamic=True)
         measure(lambda: compiled(x, first, second, t, t_next, False), x.numel())
 
-    def test_fastdiff(self, measure, size, device, tensors):  # type: ignore[no-untyped-def]
+    def test_fastdiff(self, measure, size, tensors):  # type: ignore[no-untyped-def]
         x, first, second = tensors
-        predict, correct = launches(Sampler(model, steps=6), slice(3, 5), device)
+        predict, correct = launches(Sampler(model, steps=6), slice(3, 5))
         # The values do not matter: the predictor reads two tensors, the corrector three.
         measure(lambda: (predict([x, first]), correct([x, first, second])), x.numel(), 28)
 
@@ -72,32 +72,32 @@ class TestAncestralStep:
     """guided-diffusion's step with learned-range variance, clipping and noise: one launch."""
 
     @pytest.fixture
-    def tensors(self, size, device):  # type: ignore[no-untyped-def]
+    def tensors(self, size):  # type: ignore[no-untyped-def]
         shape = SHAPES[size]
-        return torch.randn(shape, device=device), torch.randn(shape[0], 2 * shape[1], *shape[2:], device=device)
+        return torch.randn(shape), torch.randn(shape[0], 2 * shape[1], *shape[2:])
 
-    def step(self, shape, device):  # type: ignore[no-untyped-def]
+    def step(self, shape):  # type: ignore[no-untyped-def]
         q = GaussianTables(VP.cosine(1000).levels(100).alphas_cumprod)
-        return GuidedDiffusionStep(q), torch.full((shape[0],), 50, device=device)
+        return GuidedDiffusionStep(q), torch.full((shape[0],), 50)
 
-    def test_guided_diffusion(self, measure, device, tensors):  # type: ignore[no-untyped-def]
+    def test_guided_diffusion(self, measure, tensors):  # type: ignore[no-untyped-def]
         x, output = tensors
-        step, t = self.step(x.shape, device)
+        step, t = self.step(x.shape)
         measure(lambda: step(x, output, t), x.numel())
 
-    def test_torch_compile(self, measure, device, tensors):  # type: ignore[no-untyped-def]
+    def test_torch_compile(self, measure, tensors):  # type: ignore[no-untyped-def]
         x, output = tensors
-        step, t = self.step(x.shape, device)
+        step, t = self.step(x.shape)
         compiled = torch.compile(step, dynamic=True)
         measure(lambda: compiled(x, output, t), x.numel())
 
-    def test_fastdiff(self, measure, device, tensors):  # type: ignore[no-untyped-def]
+    def test_fastdiff(self, measure, tensors):  # type: ignore[no-untyped-def]
         x, output = tensors
         eps, v = output.chunk(2, dim=1)
         options = {"process": "vp_cosine", "prediction": "eps", "solver": "ddpm", "steps": 100}
         sampler = Sampler(model, **options, variance="learned_range", clip_denoised=True)
-        (step,) = launches(sampler, slice(50, 51), device)
-        seeds = torch.arange(len(x), device=device)
+        (step,) = launches(sampler, slice(50, 51))
+        seeds = torch.arange(len(x))
         measure(lambda: step([eps, x], seeds, v), x.numel(), 16)
 
 
@@ -105,21 +105,21 @@ class TestNoiseStep:
     """a x + b eps + std z."""
 
     @pytest.fixture
-    def tensors(self, size, device):  # type: ignore[no-untyped-def]
-        return [torch.randn(SHAPES[size], device=device) for _ in range(2)]
+    def tensors(self, size):  # type: ignore[no-untyped-def]
+        return [torch.randn(SHAPES[size]) for _ in range(2)]
 
     @pytest.mark.parametrize("threads", [1, 2])
-    def test_eager(self, measure, device, tensors, threads):  # type: ignore[no-untyped-def]
+    def test_eager(self, measure, tensors, threads):  # type: ignore[no-untyped-def]
         x, eps = tensors
-        a, b, std = (torch.tensor(c, device=device) for c in (0.9, -0.2, 0.3))
+        a, b, std = (torch.tensor(c) for c in (0.9, -0.2, 0.3))
         measure(lambda: ancestral_update(x, eps, a, b, std), x.numel(), threads=threads)
 
     @pytest.mark.parametrize("threads", [1, 2])
-    def test_fastdiff(self, measure, device, tensors, threads):  # type: ignore[no-untyped-def]
+    def test_fastdiff(self, measure, tensors, threads):  # type: ignore[no-untyped-def]
         x, eps = tensors
-        table = torch.tensor([[0.9, -0.2, 0.3]], device=device)
-        seeds = torch.arange(len(x), device=device)
-        combine = native.operation("combine_out", resolve_backend(None, device))
+        table = torch.tensor([[0.9, -0.2, 0.3]])
+        seeds = torch.arange(len(x))
+        combine = native.operation("combine_out", resolve_backend(None))
 
         def step() -> None:
             combine([x, eps], table, None, seeds, [1], None, False, [torch.empty_like(x)])
@@ -131,29 +131,29 @@ class TestNormal:
     """Standard normals, into a given tensor."""
 
     @pytest.mark.parametrize("threads", [1, 2])
-    def test_torch_randn(self, measure, size, device, threads):  # type: ignore[no-untyped-def]
+    def test_torch_randn(self, measure, size, threads):  # type: ignore[no-untyped-def]
         shape = SHAPES[size]
-        out = torch.empty(shape, device=device)
+        out = torch.empty(shape)
         measure(lambda: torch.randn(shape, out=out), out.numel(), 4, threads)
 
     @pytest.mark.parametrize("threads", [1, 2])
-    def test_fastdiff(self, measure, size, device, threads):  # type: ignore[no-untyped-def]
-        out, table = torch.empty(SHAPES[size], device=device), torch.ones(1, 1, device=device)
-        seeds = torch.arange(len(out), device=device)
-        combine = native.operation("combine_out", resolve_backend(None, device))
+    def test_fastdiff(self, measure, size, threads):  # type: ignore[no-untyped-def]
+        out, table = torch.empty(SHAPES[size]), torch.ones(1, 1)
+        seeds = torch.arange(len(out))
+        combine = native.operation("combine_out", resolve_backend(None))
         measure(lambda: combine([], table, None, seeds, [1], None, False, [out]), out.numel(), 4, threads)
 
 
 class TestBandwidth:
     """a x + b eps into a given tensor, in bytes per second, against a plain copy."""
 
-    def test_copy(self, measure, size, device):  # type: ignore[no-untyped-def]
-        source = torch.randn(SHAPES[size], device=device)
+    def test_copy(self, measure, size):  # type: ignore[no-untyped-def]
+        source = torch.randn(SHAPES[size])
         target = torch.empty_like(source)
         measure(lambda: target.copy_(source), source.numel(), 8)
 
-    def test_fastdiff(self, measure, size, device):  # type: ignore[no-untyped-def]
-        x, eps = (torch.randn(SHAPES[size], device=device) for _ in range(2))
-        target, table = torch.empty_like(x), torch.tensor([[0.9, -0.2]], device=device)
-        combine = native.operation("combine_out", resolve_backend(None, device))
+    def test_fastdiff(self, measure, size):  # type: ignore[no-untyped-def]
+        x, eps = (torch.randn(SHAPES[size]) for _ in range(2))
+        target, table = torch.empty_like(x), torch.tensor([[0.9, -0.2]])
+        combine = native.operation("combine_out", resolve_backend(None))
         measure(lambda: combine([x, eps], table, None, None, [], None, False, [target]), x.numel(), 12)

@@ -6,8 +6,9 @@
 // those of the first two, (c, d) those of the last two, by Box-Muller.
 //
 // Every floating-point operation below is an IEEE add, subtract, multiply, square root or conversion, rounded to
-// nearest even by itself: no fma, no libm, no reassociation. On the host this needs -ffp-contract=off; on the device
-// the _rn intrinsics see to it. The order of the operations and the constants are frozen by known-answer tests.
+// nearest even by itself: no fma unless the product is exact, no libm, no reassociation. On the host this needs
+// -ffp-contract=off; on the device the _rn intrinsics see to it. The order of the operations and the constants are
+// frozen by known-answer tests.
 //
 // Largest |z|: sqrt(2 * 33 * ln 2) = 6.76. Against real arithmetic on u (below) and b, the largest error among 1e9
 // draws is 6.9e-7; no draw can be further off than 1.03e-6, by trying every radius and every angle.
@@ -170,13 +171,13 @@ struct Pair {
 
 // -2 ln u for u in [2^-33, 1]: u = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1,
 // -2 ln(1 + f) = f^2 (1 + f Q(f)) - 2f with Q minimax for the error of the square root (7.5e-8),
-// -2 ln 2 = -1.38671875 (few bits: times e exact) + 4.2438888e-4. Never negative.
+// -2 ln 2 = -1.38671875 (few bits: times e exact) + 4.2438888e-4. Zero for u = 1, else in [2^-23, 46).
 template <class Real>
 FD_HD Real minus_two_log(Real u) {
   const auto bits = bits_of(u);
   const auto above = bits - 0x3f3504f3u;  // of sqrt(1/2)
   const auto exponent = above & 0xff800000u;
-  const Real e = float_of_signed(exponent);  // e 2^23
+  const Real e = float_of_signed(exponent);  // times 2^23, exactly
   const Real f = sub(float_from_bits(bits - exponent), 1.0f);
   Real q = sub(mul(f, 0.20887454f), 0.32521993f);
   q = add(mul(q, f), 0.3427833f);

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """`value` as an int of at least `minimum`."""
@@ -44,7 +46,8 @@ def check_choice(name: str, value: Any, choices: Any) -> Any:
 
 def warn(message: str) -> None:
     """A RuntimeWarning that points at the line outside fastdiff that led to it."""
-    package, level, frame = str(Path(__file__).parent), 1, sys._getframe(0)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+    inside = tuple(str(Path(file).parent) for file in (__file__, torch.__file__ or ""))
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):  # torch's decorators too
         level, frame = level + 1, frame.f_back
     warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -123,6 +123,7 @@ class Executor:
         self._wide = [dtype == torch.float64 or launch.cancelling > WELL_CONDITIONED for launch in plan.launches]
         self.numbers = self._numbers(time_dtype)
         self._tables = self.tables(self.numbers)
+        self.functions = list(dict.fromkeys(plan.functions))
         self.structure = plan.structure(tuple(self._wide), dtype, network_dtype, time_dtype, device, backend)
 
     def _numbers(self, time_dtype: torch.dtype) -> Numbers:

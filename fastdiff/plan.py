@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .trace import Apply, Evaluate, Event, Guide, NoiseBuffer, Report
 
@@ -70,6 +72,26 @@ class Structure:
         return self is other or (isinstance(other, Structure) and self._parts == other._parts)
 
 
+class Same:
+    """A thing in a key: equal to itself only, and to nothing once it is gone, whatever lies at its address then."""
+
+    __slots__ = ("_hash", "_thing")
+
+    def __init__(self, thing: object):
+        self._hash = id(thing)
+        try:
+            self._thing: Callable[[], object] = ref(thing)
+        except TypeError:  # kept, if it cannot be watched
+            self._thing = lambda: thing
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        thing = self._thing()
+        return isinstance(other, Same) and thing is not None and thing is other._thing()
+
+
 @dataclass
 class Plan:
     """A compiled run: launches and calls in order. `print(plan)` shows it as a table.
@@ -95,6 +117,11 @@ class Plan:
         return [item for item in self.items if isinstance(item, Launch)]
 
     @property
+    def functions(self) -> list[Callable[[Tensor], Tensor]]:
+        """The functions of the predicted x_0 that the run calls."""
+        return [item.event.function for item in self.items if isinstance(item, Call) and isinstance(item.event, Apply)]
+
+    @property
     def evaluations(self) -> int:
         """Number of network evaluations (NFE)."""
         return sum(isinstance(item, Call) and isinstance(item.event, Evaluate) for item in self.items)
@@ -115,7 +142,7 @@ class Plan:
             if isinstance(event, Guide):
                 seen = event.term, event.level
             elif isinstance(event, Apply):
-                seen = id(event.function)
+                seen = Same(event.function)
             items.append((type(event), seen, tuple(item.slots), item.output, item.variance))
         return Structure((tuple(items), self.x_init, tuple(slot for _, slot in self.noise), self.final, *more))
 

@@ -54,7 +54,6 @@ FD_HD Bits differ(Bits a, Bits b, Bits c) { return _mm512_ternarylogic_epi64(a, 
 FD_HD Bits plus(Bits a, Bits b) { return _mm512_add_epi32(a, b); }
 FD_HD Bits minus(Bits a, Bits b) { return _mm512_sub_epi32(a, b); }
 FD_HD Bits left(Bits a, int count) { return _mm512_slli_epi32(a, static_cast<unsigned>(count)); }
-FD_HD Bits right_signed(Bits a, int count) { return _mm512_srai_epi32(a, static_cast<unsigned>(count)); }
 // 64-bit lanes
 FD_HD Bits plus_lanes(Bits a, Bits b) { return _mm512_add_epi64(a, b); }
 FD_HD Bits multiply_low_words(Bits a, Bits b) { return _mm512_mul_epu32(a, b); }
@@ -94,7 +93,6 @@ FD_HD Bits differ(Bits a, Bits b, Bits c) { return _mm256_xor_si256(_mm256_xor_s
 FD_HD Bits plus(Bits a, Bits b) { return _mm256_add_epi32(a, b); }
 FD_HD Bits minus(Bits a, Bits b) { return _mm256_sub_epi32(a, b); }
 FD_HD Bits left(Bits a, int count) { return _mm256_slli_epi32(a, count); }
-FD_HD Bits right_signed(Bits a, int count) { return _mm256_srai_epi32(a, count); }
 // 64-bit lanes
 FD_HD Bits plus_lanes(Bits a, Bits b) { return _mm256_add_epi64(a, b); }
 FD_HD Bits multiply_low_words(Bits a, Bits b) { return _mm256_mul_epu32(a, b); }
@@ -133,7 +131,6 @@ FD_HD Bits differ(Bits a, Bits b, Bits c) { return _mm_xor_si128(_mm_xor_si128(a
 FD_HD Bits plus(Bits a, Bits b) { return _mm_add_epi32(a, b); }
 FD_HD Bits minus(Bits a, Bits b) { return _mm_sub_epi32(a, b); }
 FD_HD Bits left(Bits a, int count) { return _mm_slli_epi32(a, count); }
-FD_HD Bits right_signed(Bits a, int count) { return _mm_srai_epi32(a, count); }
 // 64-bit lanes
 FD_HD Bits plus_lanes(Bits a, Bits b) { return _mm_add_epi64(a, b); }
 FD_HD Bits multiply_low_words(Bits a, Bits b) { return _mm_mul_epu32(a, b); }
@@ -204,9 +201,6 @@ FD_HD Reals float_from_bits(const Words& a) {
 }
 FD_HD Reals choose(const Words& flag, const Reals& yes, const Reals& no) {
   return each<Reals>([&](int i) { return pick(flag.of[i], yes.of[i], no.of[i]); });
-}
-FD_HD Words shift_right_signed(const Words& a, int count) {
-  return each<Words>([&](int i) { return right_signed(a.of[i], count); });
 }
 FD_HD Words operator<<(const Words& a, int count) {
   return each<Words>([&](int i) { return left(a.of[i], count); });

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import warn
 from ..executor import Executor, Request
+from ..plan import Same
 from .captured import CapturedRun, CaptureError
 from .device import GraphDevice, exclusive, graph_device, is_running
 from .key import flags, layout, modules_of, weights
@@ -84,7 +85,7 @@ class GraphCache:
         if is_running(device):  # called by a callback of a replay that is not finished
             return None
         try:
-            key, kept = self._key(executor, request, scope)
+            key, tensors = self._key(executor, request, scope)
         except ValueError as error:
             self._fail((executor.structure, str(error)), str(error))
             return None
@@ -100,23 +101,19 @@ class GraphCache:
                 if waits and key not in self._seen:
                     _remember(self._seen, key)
                     return None
-                entry = self._capture(device, key, executor, request, scope, kept)
+                entry = self._capture(device, key, executor, request, scope, tensors)
                 if entry is None:
                     return None
             self._entries.move_to_end(key)
             self._stats.padded += request.shape[0] - request.rows
             return entry.run.replay(executor, request)
 
-    def _key(self, executor: Executor, request: Request, scope: str) -> tuple[Hashable, list[Any]]:
-        """(signature, everything a graph of it must keep alive)."""
-        device = executor.device
-        leaves, cond = layout(request.cond, device)
-        tensors, state = weights(thing for f in (request.model, *request.terms) for thing in modules_of(f))
-        functions = tuple(id(f) for f in (request.model, *request.terms))
-        run = executor.structure, tuple(request.shape), request.x_init is None, functions
-        values = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-        kept = [request.model, *request.terms, *tensors, *values]
-        return (scope, run, cond, tuple(state), flags(device)), kept
+    def _key(self, executor: Executor, request: Request, scope: str) -> tuple[Hashable, list[Tensor]]:
+        """(signature, the weights)."""
+        called = (request.model, *request.terms)
+        tensors, state = weights(m for function in (*called, *executor.functions) for m in modules_of(function))
+        run = executor.structure, tuple(request.shape), request.x_init is None, tuple(map(Same, called))
+        return (scope, run, layout(request.cond, executor.device), tuple(state), flags(executor.device)), tensors
 
     def _capture(
         self,
@@ -125,7 +122,7 @@ class GraphCache:
         executor: Executor,
         request: Request,
         scope: str,
-        kept: list[Any],
+        tensors: list[Tensor],
     ) -> _Entry | None:
         try:
             run = CapturedRun(device, executor, request, scope)
@@ -140,7 +137,8 @@ class GraphCache:
         except CaptureError as error:
             self._fail(key, str(error))
             return None
-        entry = self._entries[key] = _Entry(run, kept)
+        storages = [tensor.untyped_storage() for tensor in tensors]  # of a tensor whose .data may be replaced
+        entry = self._entries[key] = _Entry(run, [request.model, request.terms, *storages])
         self._stats.captures += 1
         self._stats.milliseconds += run.milliseconds
         while len(self._entries) > self._max_graphs:

@@ -60,6 +60,7 @@ class CapturedRun:
             return Walk(executor, tables, times, request.shape, self._seeds, self._x_init, calls)
 
         self.graphs: list[Graph] = []
+        self._final: Tensor | None = None
         with _weights_cast_in_every_call(executor.device):
             for _ in range(-(-WARM_UPS // max(1, executor.plan.evaluations))):
                 device.warm_up(lambda: walk().advance(len(executor.plan.items)))
@@ -97,6 +98,7 @@ class CapturedRun:
                 seen = [static[:rows].clone() for static, _ in zip(self._reported, last.slots)]
                 request.report(last.event.step, last.event.level, seen[0], seen[1] if len(seen) > 1 else None)
             begin = end
+        assert self._final is not None
         return self._final[:rows].clone()
 
     def _load(self, executor: Executor, request: Request) -> None:
@@ -117,7 +119,8 @@ class CapturedRun:
                 static.copy_(value)
 
     def reset(self) -> None:
-        """Free the graphs."""
+        """Free the graphs and what they return."""
+        self._final = None
         for graph in self.graphs:
             graph.reset()
         self.graphs = []

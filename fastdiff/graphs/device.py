@@ -129,8 +129,9 @@ class CudaGraphs:
             torch.cuda.empty_cache()
 
     def memory(self) -> int:
-        segments = torch.cuda.memory_snapshot() if self._graphs else []
-        return sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == tuple(self._pool))
+        pools = {graph.pool for graph in self._graphs}
+        segments = torch.cuda.memory_snapshot() if pools else []
+        return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) in pools)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self._device)
@@ -139,6 +140,7 @@ class CudaGraphs:
 class _CudaGraph:
     def __init__(self, graph: torch.cuda.CUDAGraph, device: CudaGraphs):
         self._graph, self._device = graph, device
+        self.pool = tuple(graph.pool())
         self.nodes = _count_nodes(graph)
         self.replay = graph.replay
 

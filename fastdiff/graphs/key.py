@@ -51,18 +51,23 @@ def _contents(cell: Any) -> Any:
         return None
 
 
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+
+
 def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], list[Hashable]]:
-    """(every parameter and buffer, the state of the modules: where their tensors lie, their mode, their hooks)."""
+    """(every parameter, buffer and other tensor, the state of the modules: where their tensors lie, mode, hooks)."""
     tensors: list[Tensor] = []
     state: list[Hashable] = []
     stack: list[Any] = []
     for thing in things:
-        if isinstance(thing, Tensor):
-            tensors.append(thing)
-        else:
-            stack.append(thing)
+        (tensors if isinstance(thing, Tensor) else stack).append(thing)  # type: ignore[arg-type]
+    visited: set[int] = set()
     while stack:  # of every call, so without the generators of nn.Module
-        parts = stack.pop().__dict__
+        module = stack.pop()
+        if id(module) in visited:
+            continue
+        visited.add(id(module))
+        parts = module.__dict__
         state.append(parts["training"])
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
             if parts[kind]:
@@ -70,14 +75,19 @@ def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], list[Ha
         for kind in ("_parameters", "_buffers"):
             if parts[kind]:
                 tensors += [t for t in parts[kind].values() if t is not None]
+        for name in parts.keys() - _OF_EVERY_MODULE:
+            value = parts[name]
+            if isinstance(value, (Tensor, list, tuple, dict)):
+                for thing in modules_of(value):
+                    (tensors if isinstance(thing, Tensor) else stack).append(thing)  # type: ignore[arg-type]
         if parts["_modules"]:
             stack += [m for m in parts["_modules"].values() if m is not None]
-    state += [t.data_ptr() for t in tensors]
+    state += [(t.data_ptr(), t.is_contiguous(), t.dtype) for t in tensors]
     return tensors, state
 
 
-def layout(tree: Any, device: torch.device) -> tuple[list[Any], Hashable]:
-    """(leaves, signature) of conditioning: tensors by their layout, everything else by value.
+def layout(tree: Any, device: torch.device) -> Hashable:
+    """The signature of conditioning: tensors by their layout, everything else by value.
 
     Raises:
         ValueError: a tensor on another device, or a value that cannot be compared.
@@ -88,14 +98,14 @@ def layout(tree: Any, device: torch.device) -> tuple[list[Any], Hashable]:
         if isinstance(leaf, Tensor):
             if leaf.device != device:
                 raise ValueError(f"a tensor of cond is on {leaf.device}, not on {device}")
-            signature.append((tuple(leaf.shape), leaf.stride(), leaf.dtype))
+            signature.append((leaf.shape, leaf.stride(), leaf.dtype))
         elif isinstance(leaf, float):
             signature.append((type(leaf), leaf.hex()))  # 0.0 equals -0.0 and NaN not itself
         elif isinstance(leaf, Hashable):
             signature.append((type(leaf), leaf))
         else:
             raise ValueError(f"a value of cond cannot be compared with that of another call: {type(leaf).__name__}")
-    return leaves, tuple(signature)
+    return tuple(signature)
 
 
 def flags(device: torch.device) -> Hashable:
@@ -106,6 +116,7 @@ def flags(device: torch.device) -> Hashable:
         torch.is_autocast_enabled(device.type),
         torch.get_autocast_dtype(device.type),
         torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
         cuda.matmul.allow_fp16_reduced_precision_reduction,

@@ -27,7 +27,8 @@ class GraphedNetwork:
     def __init__(self, model: Callable[..., Tensor], x: Tensor, t: Tensor, **cond: Any):
         self.model, self._place = model, x.device
         self._device = graph_device(x.device)
-        self._signature, self._kept = self._look((x, t, cond))
+        self._signature, tensors = self._look((x, t, cond))
+        self._kept = [tensor.untyped_storage() for tensor in tensors]  # they must not be freed before the graph
         self._arguments = pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, (x, t, cond))
         x, t, cond = self._arguments
         with torch.no_grad(), exclusive(self._device):
@@ -36,9 +37,9 @@ class GraphedNetwork:
             self._graph, self._output = self._device.capture(lambda: model(x, t, **cond))
 
     def _look(self, arguments: Any) -> tuple[Hashable, list[Tensor]]:
-        """(what the recorded work depends on, the weights: they must not be freed before the graph)."""
+        """(what the recorded work depends on, the weights)."""
         tensors, state = weights(modules_of(self.model))
-        return (layout(arguments, self._place)[1], tuple(state), flags(self._place)), tensors
+        return (layout(arguments, self._place), tuple(state), flags(self._place)), tensors
 
     def replay(self) -> Tensor:
         """The output for the last arguments, in memory that the next replay of any graph overwrites."""

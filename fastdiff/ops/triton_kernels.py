@@ -146,6 +146,7 @@ def load_columns(
     seeds,
     draws,
     elements,
+    DRAWS: tl.constexpr,
     dtype: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -157,9 +158,9 @@ def load_columns(
         start = tl.multiple_of(sample * strides[j] + first, ALIGN)
         words = words + (tl.load(inputs[j] + start + lanes, mask=inside),)
     made = ()
-    if len(draws) > 0:
+    if DRAWS > 0:
         seed = tl.load(seeds + sample)
-        for n in tl.static_range(len(draws)):
+        for n in tl.static_range(DRAWS):
             made = made + (normals(seed, draws[n], tile, BLOCK).to(dtype),)
     values = ()
     for j in tl.static_range(len(inputs)):
@@ -197,7 +198,8 @@ def exponential(x):
 # ----------------------------------------------------------------------------------------------------------------------
 
 # Numbers that change from call to call must not lead to another compilation; what matters of them is in ALIGN.
-NUMBERS = ["strides", "variance_stride", "draws", "draw", "elements", "tiles"]
+# (The strides are in a tuple, where Triton specializes for 1 and for multiples of 16 none the less: by shape, not by step.)
+NUMBERS = ["draw0", "draw1", "variance_stride", "elements", "tiles"]
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -208,17 +210,19 @@ def combine_kernel(
     table,
     rows,
     seeds,
-    draws,
+    draw0,
+    draw1,
     variance,
     variance_stride,
     elements,
+    DRAWS: tl.constexpr,
     CLIP: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """`fastdiff::combine`: csrc/combine.h says what is in a row of the table and what is done to each element."""
     M: tl.constexpr = len(outputs)
-    K: tl.constexpr = len(inputs) + len(draws)
+    K: tl.constexpr = len(inputs) + DRAWS
     CLIPPED: tl.constexpr = M * K
     SLOPE: tl.constexpr = CLIPPED + (K + 2 + M if CLIP else 0)
     WIDTH: tl.constexpr = SLOPE + (0 if variance is None else 2 + M * K)
@@ -229,7 +233,8 @@ def combine_kernel(
     if variance is not None:
         start = tl.multiple_of(sample * variance_stride + first, ALIGN)
         logarithm = tl.load(variance + start + lanes, mask=inside)
-    values = load_columns(inputs, strides, seeds, draws, elements, dtype, ALIGN, BLOCK)
+    draws = (draw0, draw1)
+    values = load_columns(inputs, strides, seeds, draws, elements, DRAWS, dtype, ALIGN, BLOCK)
     if CLIP:
         clipped = weighted_sum(row, early, CLIPPED, values)
         low, high = coefficient(row, early, CLIPPED + K), coefficient(row, early, CLIPPED + K + 1)
@@ -255,16 +260,19 @@ def sum_squares_kernel(
     table,
     rows,
     seeds,
-    draws,
+    draw0,
+    draw1,
     elements,
+    DRAWS: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The sum of squares of every tile of the one combination of a row: partial [B, tiles], float64."""
     dtype: tl.constexpr = table.dtype.element_ty
     sample, tile, _first, _lanes, inside = place(elements, ALIGN, BLOCK)
-    row, early = row_of(table, rows, sample, len(inputs) + len(draws))
-    values = load_columns(inputs, strides, seeds, draws, elements, dtype, ALIGN, BLOCK)
+    row, early = row_of(table, rows, sample, len(inputs) + DRAWS)
+    draws = (draw0, draw1)
+    values = load_columns(inputs, strides, seeds, draws, elements, DRAWS, dtype, ALIGN, BLOCK)
     y = tl.where(inside, weighted_sum(row, early, 0, values).to(tl.float64), 0.0)
     tl.store(partial + sample * tl.num_programs(0) + tile, tl.sum(y * y, 0))
 
@@ -284,9 +292,9 @@ def add_tiles_kernel(sums, partial, tiles, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def normal_kernel(out, seeds, draw, elements, ALIGN: tl.constexpr, BLOCK: tl.constexpr):
+def normal_kernel(out, seeds, draw0, elements, ALIGN: tl.constexpr, BLOCK: tl.constexpr):
     """`fastdiff::normal`."""
     sample, tile, first, lanes, inside = place(elements, ALIGN, BLOCK)
-    z = normals(tl.load(seeds + sample), draw, tile, BLOCK)
+    z = normals(tl.load(seeds + sample), draw0, tile, BLOCK)
     start = tl.multiple_of(sample * elements + first, ALIGN)
     tl.store(out + start + lanes, narrow(z, out.dtype.element_ty), mask=inside)

@@ -86,7 +86,7 @@ def sum_squares(
         row, seed = _per_sample(rows, part), _per_sample(seeds, part) if draws else None
         grid = (tiles, len(sums[part]))
         if elements > 0:
-            numbers = (_words(draws), elements, _alignment(elements, strides), block)
+            numbers = (*_words(draws), elements, len(draws), _alignment(elements, strides), block)
             _launch(
                 kernels.sum_squares_kernel,
                 grid,
@@ -111,7 +111,7 @@ def normal(seeds: Tensor, shape: Sequence[int], draw: int, dtype: int) -> Tensor
     for part in _parts(len(out)) if elements > 0 else ():
         y, seed = out[part], _per_sample(seeds, part)
         grid = (triton.cdiv(elements, block), len(y))
-        numbers = (*_words([draw]), elements, _alignment(elements), block)
+        numbers = (_words([draw])[0], elements, _alignment(elements), block)
         _launch(kernels.normal_kernel, grid, warps, (y, seed, *numbers))
     return out
 
@@ -156,10 +156,11 @@ def _combine(
         table.contiguous(),
         None if rows is None else rows.contiguous(),
         seeds.contiguous() if draws and seeds is not None else None,
-        _words(draws),
+        *_words(draws),
         columns[-1] if variance else None,
         strides[-1] if variance else 0,
         elements,
+        len(draws),
         clip,
         _alignment(elements, strides),
         block,
@@ -216,6 +217,7 @@ def _per_sample(x: Tensor | None, part: slice) -> Tensor | None:
     return None if x is None else x[part].contiguous()
 
 
-def _words(draws: Sequence[int]) -> tuple[int, ...]:
-    """Draw numbers as the int32 of the same bits: Triton compiles anew for another type."""
-    return tuple(k - 2**32 if k >= 2**31 else k for k in draws)
+def _words(draws: Sequence[int]) -> tuple[int, int]:
+    """Two draw numbers as the int32 of the same bits, which have one type: Triton compiles anew for another."""
+    first, second = (k - 2**32 if k >= 2**31 else k for k in (*draws, 0, 0)[:2])
+    return first, second
