@@ -198,7 +198,7 @@ def exponential(x):
 # ----------------------------------------------------------------------------------------------------------------------
 
 # Numbers that change from call to call must not lead to another compilation; what matters of them is in ALIGN.
-# (The strides are in a tuple, where Triton specializes for 1 and for multiples of 16 none the less: by shape, not by step.)
+# In a tuple Triton specializes for 1 and for multiples of 16 none the less: the strides, which are those of a shape.
 NUMBERS = ["draw0", "draw1", "variance_stride", "elements", "tiles"]
 
 
