@@ -16,6 +16,7 @@ from ..plan import Call
 from ..process import Level
 from ..trace import Report
 from .device import Graph, GraphDevice
+from .key import flatten
 
 MAX_LOOP_NODES = 40_000
 """A loop of more operations is captured step by step: making a graph takes time and memory for every operation."""
@@ -109,7 +110,7 @@ class CapturedRun:
         self._seeds.copy_(request.seeds)
         if self._x_init is not None and request.x_init is not None:
             self._x_init.copy_(request.x_init)
-        for static, leaf in zip(self._leaves, pytree.tree_leaves(request.cond)):
+        for static, leaf in zip(self._leaves, flatten(request.cond)[0]):
             if isinstance(static, Tensor):
                 static.copy_(leaf)
 

@@ -8,7 +8,7 @@ seen: they are frozen in a graph.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -54,6 +54,12 @@ def _contents(cell: Any) -> Any:
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 
 
+@cache
+def _is_torchs_own(kind: Hashable) -> bool:
+    """Whether a module is PyTorch's, which keep their tensors as parameters and buffers."""
+    return str(getattr(kind, "__module__", "")).startswith("torch.nn.")
+
+
 def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], list[Hashable]]:
     """(every parameter, buffer and other tensor, the state of the modules: where their tensors lie, mode, hooks)."""
     tensors: list[Tensor] = []
@@ -75,8 +81,8 @@ def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], list[Ha
         for kind in ("_parameters", "_buffers"):
             if parts[kind]:
                 tensors += [t for t in parts[kind].values() if t is not None]
-        for name in parts.keys() - _OF_EVERY_MODULE:
-            value = parts[name]
+        own: Iterable[str] = () if _is_torchs_own(type(module)) else parts.keys() - _OF_EVERY_MODULE
+        for value in [parts[name] for name in own]:
             if isinstance(value, (Tensor, list, tuple, dict)):
                 for thing in modules_of(value):
                     (tensors if isinstance(thing, Tensor) else stack).append(thing)  # type: ignore[arg-type]
@@ -86,14 +92,22 @@ def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], list[Ha
     return tensors, state
 
 
+def flatten(tree: Any) -> tuple[list[Any], Hashable]:
+    """(leaves in PyTorch's order, structure); a plain dict of tensors and numbers takes a shorter way."""
+    if isinstance(tree, dict) and all(isinstance(leaf, (Tensor, int, float, str)) for leaf in tree.values()):
+        return list(tree.values()), tuple(tree)
+    leaves, spec = pytree.tree_flatten(tree)
+    return leaves, str(spec)
+
+
 def layout(tree: Any, device: torch.device) -> Hashable:
     """The signature of conditioning: tensors by their layout, everything else by value.
 
     Raises:
         ValueError: a tensor on another device, or a value that cannot be compared.
     """
-    leaves, spec = pytree.tree_flatten(tree)
-    signature: list[Hashable] = [str(spec)]
+    leaves, spec = flatten(tree)
+    signature: list[Hashable] = [spec]
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             if leaf.device != device:
