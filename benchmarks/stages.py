@@ -23,7 +23,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
-TOTAL = 525.0  # seconds for everything
+TOTAL = 505.0  # seconds for everything; the benchmarks may exceed theirs by half a minute
 LIMITS = {"build": 150.0, "operators": 90.0, "graphs": 70.0, "interpreter": 45.0, "sanitizer": 90.0}
 LEAST = 90.0  # seconds the benchmarks get in any case; they take all that is left
 WORKERS = 6  # for tests that compile more than they run
