@@ -146,9 +146,9 @@ class Launch:
         )
 
 
-# A multiprocessor has 65,536 registers for at most 2048 threads. With 32 a thread all of them run, each with two 16-byte
-# loads under way: 64 KiB, more than hides the memory's latency (48 KiB on sm_90). With 64 half of them run; those read
-# more tensors, or compute so much that memory is not what they wait for.
+# A multiprocessor has 65,536 registers for at most 2048 threads. With 32 a thread all of them run, each with two
+# 16-byte loads under way: 64 KiB, more than hides the memory's latency (48 KiB on sm_90). With 64 half of them run;
+# those read more tensors, or compute so much that memory is not what they wait for.
 # name: launch, registers, instructions an element (static: with the square root's slow path, hardly ever taken)
 LAUNCHES = {
     "deterministic": (Launch((F32, F32), (F32,)), 32, 20),
