@@ -24,6 +24,10 @@ def seed_tensor(seeds: int | Sequence[int] | Tensor | None, batch: int, device: 
     values: Any = seeds
     if getattr(values, "ndim", None) == 0:  # one NumPy or PyTorch number
         values = values.item()
+    if type(values) is int and -(2**63) <= values < 2**63 - batch:
+        return torch.arange(values, values + batch, dtype=torch.int64, device=device)
+    if isinstance(values, Tensor) and values.dtype == torch.int64 and values.shape == (batch,):
+        return values.to(device)
     if isinstance(values, int) and not isinstance(values, bool):
         values = range(values, values + batch)
     values = values.tolist() if hasattr(values, "tolist") else list(values) if hasattr(values, "__iter__") else values

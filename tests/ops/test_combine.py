@@ -292,14 +292,17 @@ REFUSALS = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refusals_name_the_operator_and_the_argument(backend, device, name):
-    good = {
-        "inputs": [torch.zeros(2, 3), torch.zeros(2, 3)],
-        "table": torch.zeros(1, 3),
-        "rows": None,
-        "seeds": torch.arange(2),
-        "draws": [0],
-    }
-    arguments = REFUSALS[name](good)
+    if name in ("rows range", "rows negative") and device != "cpu":
+        pytest.skip("the values of rows are on the GPU: reading them would wait for it")
+    with torch.device(device):
+        good = {
+            "inputs": [torch.zeros(2, 3), torch.zeros(2, 3)],
+            "table": torch.zeros(1, 3),
+            "rows": None,
+            "seeds": torch.arange(2),
+            "draws": [0],
+        }
+        arguments = REFUSALS[name](good)
     with pytest.raises((RuntimeError, ValueError)) as raised:
         ops.combine(arguments.pop("inputs"), arguments.pop("table"), **arguments, backend=backend)
     assert "combine" in str(raised.value)
