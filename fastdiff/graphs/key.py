@@ -81,7 +81,7 @@ def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], list[Ha
         for kind in ("_parameters", "_buffers"):
             if parts[kind]:
                 tensors += [t for t in parts[kind].values() if t is not None]
-        made_by: Hashable = type(module)
+        made_by: Any = type(module)
         own: Iterable[str] = () if _is_torchs_own(made_by) else parts.keys() - _OF_EVERY_MODULE
         for value in [parts[name] for name in own]:
             if isinstance(value, (Tensor, list, tuple, dict)):
