@@ -74,7 +74,7 @@ def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], list[Ha
             continue
         visited.add(id(module))
         parts = module.__dict__
-        state.append(parts["training"])
+        state.append(parts.get("training"))  # a compiled module has its inner module's
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
             if parts[kind]:
                 state.append((kind, *parts[kind]))

@@ -35,7 +35,7 @@ class Graphs:
     def sampler(self, model: Callable[..., Tensor] | None = None, **arguments: Any) -> Sampler:
         """A sampler of 3 steps of a small network on this device, by default with a graph of the whole loop."""
         defaults = {"steps": 3, "graph": "loop", "device": self.device, "shape": SHAPE}
-        return Sampler(model or self.net(), **{**defaults, **arguments})
+        return Sampler(self.net() if model is None else model, **{**defaults, **arguments})
 
     def net(self, **arguments: Any) -> Net:
         """A network with the same weights every time."""
