@@ -41,8 +41,15 @@ class GraphedNetwork:
         tensors, state = weights(modules_of(self.model))
         return (layout(arguments, self._place), tuple(state), flags(self._place)), tensors
 
-    def replay(self) -> Tensor:
-        """The output for the last arguments, in memory that the next replay of any graph overwrites."""
+    def replay(self, *arguments: Any, **cond: Any) -> Tensor:
+        """The output for these arguments, or the last ones, in memory that the next replay of any graph overwrites.
+
+        Nothing is checked: the caller knows that only values have changed.
+        """
+        if arguments:
+            for static, leaf in zip(pytree.tree_leaves(self._arguments), pytree.tree_leaves((*arguments, cond))):
+                if isinstance(static, Tensor):
+                    static.copy_(leaf)
         self._graph.replay()
         return self._output
 
@@ -51,10 +58,7 @@ class GraphedNetwork:
         if self._look((x, t, cond))[0] != self._signature:
             return self.model(x, t, **cond)
         with exclusive(self._device):
-            for static, leaf in zip(pytree.tree_leaves(self._arguments), pytree.tree_leaves((x, t, cond))):
-                if isinstance(static, Tensor):
-                    static.copy_(leaf)
-            return self.replay().clone()
+            return self.replay(x, t, **cond).clone()
 
     def reset(self) -> None:
         """Free the graph."""
