@@ -66,8 +66,8 @@ struct Place {
   std::int32_t type, index;
 
   explicit Place(const Tensor& tensor) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
   }
   bool operator==(const Place& other) const { return type == other.type && index == other.index; }
   friend std::ostream& operator<<(std::ostream& stream, const Place& place) {
@@ -78,7 +78,7 @@ struct Place {
 
 inline std::int32_t dtype_code(const Tensor& tensor) {
   std::int32_t code;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
   return code;
 }
 
@@ -128,9 +128,8 @@ inline Tensor make_tensor(Sizes shape, Dtype dtype, Place place) {
     stride *= shape[i] > 0 ? shape[i] : 1;
   }
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(shape.size()), shape.data(),
-                                                         strides.data(), static_cast<std::int32_t>(dtype), place.type,
-                                                         place.index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(shape.size()), shape.data(), strides.data(),
+                                                  static_cast<std::int32_t>(dtype), place.type, place.index, &handle));
   return Tensor(handle);
 }
 
