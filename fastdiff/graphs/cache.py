@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet, finalize
 
 from torch import Tensor
@@ -14,10 +14,13 @@ from ..errors import warn
 from ..executor import Executor, Request
 from ..plan import Same
 from .captured import CapturedRun, CaptureError
-from .device import GraphDevice, exclusive, graph_device, is_running
+from .device import GraphDevice, exclusive, graph_device, is_captured, is_running
 from .key import flags, layout, modules_of, weights
 
+_T = TypeVar("_T")
+
 _REMEMBERED = 1024  # signatures called once, or that failed
+_RESTLESS = 5  # captures in a row that were for nothing, because tensors of the model were others in the next call
 
 
 @dataclass
@@ -50,8 +53,17 @@ class GraphStats:
 
 
 @dataclass
+class _History:
+    """How often in a row the model's tensors were others than in the call before, and no graph could be replayed."""
+
+    state: Hashable
+    changes: int = 0
+
+
+@dataclass
 class _Entry:
     run: CapturedRun
+    history: _History
     kept: list[Any]  # what the graph reads or was recorded from: it must not be freed before the graph
 
 
@@ -69,10 +81,14 @@ class GraphCache:
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._failed: OrderedDict[Hashable, None] = OrderedDict()
+        self._histories: OrderedDict[Hashable, _History] = OrderedDict()
         self._device: GraphDevice | None = None
         self._stats = GraphStats()
         _caches.add(self)
         finalize(self, _reset, self._entries).atexit = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GraphCache, (self._max_graphs, self._max_bytes)  # graphs belong to this process and these weights
 
     def run(self, executor: Executor, request: Request, scope: str, waits: bool) -> Tensor | None:
         """The final state from a graph, or None: the caller runs eagerly.
@@ -82,38 +98,64 @@ class GraphCache:
             waits: capture at the second call of a signature, not at the first.
         """
         device = self._device = graph_device(executor.device)
-        if is_running(device):  # called by a callback of a replay that is not finished
+        if is_running(device) or is_captured(executor.device):  # called by a callback of a replay, or in a capture
             return None
         try:
-            key, tensors = self._key(executor, request, scope)
+            work, state, tensors = self._key(executor, request, scope)
         except ValueError as error:
+            self._stats.misses += 1
             self._fail((executor.structure, str(error)), str(error))
             return None
+        key = work, state
         with exclusive(device):
             entry = self._entries.get(key)
             if entry is not None:
                 self._stats.hits += 1
+                entry.history.changes = 0
             else:
-                self._stats.misses += 1
-                if key in self._failed:
-                    self._stats.fallbacks += 1
-                    return None
-                if waits and key not in self._seen:
-                    _remember(self._seen, key)
-                    return None
-                entry = self._capture(device, key, executor, request, scope, tensors)
+                entry = self._miss(device, work, state, executor, request, scope, waits, tensors)
                 if entry is None:
                     return None
             self._entries.move_to_end(key)
             self._stats.padded += request.shape[0] - request.rows
             return entry.run.replay(executor, request)
 
-    def _key(self, executor: Executor, request: Request, scope: str) -> tuple[Hashable, list[Tensor]]:
-        """(signature, the weights)."""
+    def _key(self, executor: Executor, request: Request, scope: str) -> tuple[Hashable, Hashable, list[Tensor]]:
+        """(the work, the state of the model and of whatever else is called, the weights)."""
         called = (request.model, *request.terms)
-        tensors, state = weights(m for function in (*called, *executor.functions) for m in modules_of(function))
+        given, more = layout(request.cond, executor.device)
+        tensors, state = weights(m for thing in (*called, *executor.functions, *more) for m in modules_of(thing))
         run = executor.structure, tuple(request.shape), request.x_init is None, tuple(map(Same, called))
-        return (scope, run, layout(request.cond, executor.device), tuple(state), flags(executor.device)), tensors
+        return (scope, run, given, flags(executor.device)), state, tensors
+
+    def _miss(
+        self,
+        device: GraphDevice,
+        work: Hashable,
+        state: Hashable,
+        executor: Executor,
+        request: Request,
+        scope: str,
+        waits: bool,
+        tensors: list[Tensor],
+    ) -> _Entry | None:
+        """A new graph for (work, state), unless it is too early, or known to be in vain."""
+        key = work, state
+        self._stats.misses += 1
+        if key in self._failed or work in self._failed:
+            self._stats.fallbacks += 1
+            return None
+        history = self._histories.get(work) or _remember(self._histories, work, _History(state))
+        if history.state != state:
+            history.state, history.changes = state, history.changes + 1
+        if history.changes >= _RESTLESS:
+            reason = "tensors of the model were others in every call: it keeps what it computes, or is loaded each time"
+            self._fail(work, reason)
+            return None
+        if waits and key not in self._seen:
+            _remember(self._seen, key, None)
+            return None
+        return self._capture(device, key, executor, request, scope, tensors, history)
 
     def _capture(
         self,
@@ -123,6 +165,7 @@ class GraphCache:
         request: Request,
         scope: str,
         tensors: list[Tensor],
+        history: _History,
     ) -> _Entry | None:
         try:
             run = CapturedRun(device, executor, request, scope)
@@ -138,7 +181,7 @@ class GraphCache:
             self._fail(key, str(error))
             return None
         storages = [tensor.untyped_storage() for tensor in tensors]  # of a tensor whose .data may be replaced
-        entry = self._entries[key] = _Entry(run, [request.model, request.terms, *storages])
+        entry = self._entries[key] = _Entry(run, history, [request.model, request.terms, *storages])
         self._stats.captures += 1
         self._stats.milliseconds += run.milliseconds
         while len(self._entries) > self._max_graphs:
@@ -159,16 +202,19 @@ class GraphCache:
         self._stats.fallbacks += 1
         if key in self._failed:
             return
-        _remember(self._failed, key)
+        _remember(self._failed, key, None)
         self._stats.reasons.append(reason)
         warn(f"fastdiff runs this loop eagerly, because it could not be captured in a graph: {reason}")
 
     def stats(self) -> GraphStats:
         """The counts so far."""
-        runs = [entry.run for entry in self._entries.values()]
-        held = self._device.memory() if self._device is not None and runs else 0
-        reasons = list(self._stats.reasons)
-        return replace(self._stats, graphs=len(runs), nodes=sum(r.nodes for r in runs), bytes=held, reasons=reasons)
+        if self._device is None:
+            return replace(self._stats, reasons=[])
+        with self._device.lock:  # not amid a capture by another thread
+            runs = [entry.run for entry in self._entries.values()]
+            held, nodes = self._device.memory() if runs else 0, sum(run.nodes for run in runs)
+            reasons = list(self._stats.reasons)
+            return replace(self._stats, graphs=len(runs), nodes=nodes, bytes=held, reasons=reasons)
 
 
 _caches: WeakSet[GraphCache] = WeakSet()
@@ -187,7 +233,8 @@ def _reset(entries: OrderedDict[Hashable, _Entry]) -> None:
         entries.popitem()[1].run.reset()
 
 
-def _remember(keys: OrderedDict[Hashable, None], key: Hashable) -> None:
-    keys[key] = None
-    if len(keys) > _REMEMBERED:
-        keys.popitem(last=False)
+def _remember(things: OrderedDict[Hashable, _T], key: Hashable, value: _T) -> _T:
+    things[key] = value
+    if len(things) > _REMEMBERED:
+        things.popitem(last=False)
+    return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ import torch
 T = TypeVar("T")
 
 _one_capture = threading.Lock()  # in a process, whatever the device
+_given_up: list[_CudaGraph] = []  # to be freed when no capture is under way
+_broken: list[Any] = []  # PyTorch's graphs whose capture was cut off: its allocators keep asking them
 
 
 class Graph(Protocol):
@@ -90,20 +93,27 @@ class CudaGraphs:
     def warm_up(self, function: Callable[[], T]) -> T:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            result = function()
-        current.wait_stream(self._stream)
-        return result
+        try:
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+                return function()
+        finally:
+            current.wait_stream(self._stream)
 
     def capture(self, function: Callable[[], T]) -> tuple[Graph, T]:
-        if not self._graphs:  # the pool went with its last graph
+        try:
+            with _one_capture, _no_collection(), torch.cuda.device(self._device):
+                _free_all()
+                return self._record(function)
+        finally:
+            _free_given_up()
+
+    def _record(self, function: Callable[[], T]) -> tuple[Graph, T]:
+        if self._pool not in {graph.pool for graph in self._graphs}:  # the pool went with its last graph
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph(keep_graph=True)  # kept so that its nodes can be counted
-        # Of other threads (a loader that pins memory) only what they do to this capture may fail it.
-        options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
         current, cause = torch.cuda.current_stream(self._device), []
         try:
-            with _one_capture, torch.cuda.device(self._device), torch.cuda.graph(graph, **options):
+            with self._capturing(graph):
                 try:
                     result = function()
                 except Exception as error:
@@ -112,12 +122,37 @@ class CudaGraphs:
             graph.instantiate()
         except Exception as error:
             # Ending a capture that an error has broken raises another, and leaves the capture stream current.
+            self._recover(graph)
             torch.cuda.set_stream(current)
-            self._renew()
             raise (cause or [error])[0] from None
         recorded = _CudaGraph(graph, self)
         self._graphs.add(recorded)
         return recorded, result
+
+    def _capturing(self, graph: torch.cuda.CUDAGraph) -> contextlib.AbstractContextManager[None]:
+        # Of other threads (a loader that pins memory) only what they do to this capture may fail it.
+        options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        return torch.cuda.graph(graph, **options)
+
+    def _recover(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Go on after a failed capture.
+
+        When CUDA refuses to end one, PyTorch's `capture_end` gives up half-way: its allocator still records into the
+        pool, so that the next `empty_cache` fails, and its random generator is still in capture mode, so that the next
+        draw fails. What it left out is done here; the generator comes out of it with any capture that ends.
+        """
+        pool, index = self._pool, self._device.index
+        self._renew()
+        torch_c: Any = torch._C
+        try:
+            torch_c._cuda_endAllocateToPool(index, pool)
+        except (AttributeError, RuntimeError):  # not recording: the capture did end, or never began
+            return
+        _broken.append(graph)
+        with contextlib.suppress(AttributeError, RuntimeError):  # a broken device says so at the next call
+            torch_c._cuda_releasePool(index, pool)
+            with self._capturing(torch.cuda.CUDAGraph(keep_graph=True)):
+                torch.zeros(1, device=self._device)
 
     def branch(self) -> _CudaBranch:
         return _CudaBranch(self._device, self._side)
@@ -145,9 +180,44 @@ class _CudaGraph:
         self.replay = graph.replay
 
     def reset(self) -> None:
+        _given_up.append(self)
+        _free_given_up()
+
+    def free(self) -> None:
+        """What `reset` does once no capture is under way."""
         self._device.synchronize()
         self._graph.reset()
         self._device.freed(self)
+
+
+def _free_given_up() -> None:
+    """Free what was given up, now or, if a capture is under way, after it.
+
+    Graphs are given up at any time and in any thread (a sampler that is collected), and freeing one waits for the
+    device, which would break a capture.
+    """
+    while _given_up and _one_capture.acquire(blocking=False):
+        try:
+            _free_all()
+        finally:
+            _one_capture.release()
+
+
+def _free_all() -> None:
+    while _given_up:
+        _given_up.pop().free()
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's garbage collector: what it frees (another graph, an event) may do what breaks a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _CudaBranch:
@@ -234,3 +304,8 @@ def exclusive(device: GraphDevice) -> Iterator[None]:
 def is_running(device: GraphDevice) -> bool:
     """Whether this thread is inside a run on the device: a callback that draws samples itself."""
     return device in getattr(_running, "devices", ())
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether someone else captures what this thread launches on the device: no graph can be made or replayed there."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
