@@ -116,11 +116,11 @@ class CudaGraphs:
             with self._capturing(graph):
                 try:
                     result = function()
-                except Exception as error:
+                except BaseException as error:
                     cause.append(error)
                     raise
             graph.instantiate()
-        except Exception as error:
+        except BaseException as error:
             # Ending a capture that an error has broken raises another, and leaves the capture stream current.
             self._recover(graph)
             torch.cuda.set_stream(current)

@@ -209,6 +209,16 @@ def test_a_warm_up_that_fails_is_waited_for_too(cuda, machine):
     assert len(cuda.log) == 2 and is_healthy(cuda)
 
 
+def test_an_interrupt_is_not_hidden_by_the_capture_it_cut_off(cuda, machine):
+    def function() -> None:
+        cuda.cut_off = True
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        machine.capture(function)
+    assert is_healthy(cuda)
+
+
 @pytest.mark.parametrize("kept", [0, 1], ids=["first", "beside another graph"])
 def test_a_capture_that_was_cut_off_leaves_pytorch_as_it_was(cuda, machine, kept):
     graphs = [machine.capture(lambda: None)[0] for _ in range(kept)]
@@ -317,6 +327,7 @@ def test_on_a_gpu_a_capture_that_was_cut_off_leaves_pytorch_as_it_was():
     device = torch.device("cuda", torch.cuda.current_device())
     machine, x = devices.CudaGraphs(device), torch.zeros(3, device=device)
     before = torch.cuda.current_stream(device)
+    machine.warm_up(lambda: (x + 1, torch.rand(1000, device=device)))
     for _ in range(3):
         with pytest.raises(RuntimeError, match="captur"):
             machine.capture(lambda: (x + 1).sum().item())
