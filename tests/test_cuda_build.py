@@ -154,44 +154,50 @@ def test_the_general_form_is_the_reference_bit_for_bit(
             assert y.equal(expected)
 
 
-# Every fixed form in float32 ...
-FLOAT_FORMS = [(0, 1, 1), (1, 0, 1), (2, 0, 1), (2, 0, 2), (2, 1, 1), (2, 1, 2), (3, 0, 1), (3, 0, 2), (3, 1, 1)]
-FLOAT_FORMS += [(3, 1, 2)]
-FORMS = [([FLOAT] * inputs, draws, [FLOAT] * outputs) for inputs, draws, outputs in FLOAT_FORMS]
-# ... and with the inputs of a 16-bit type at these places; the last output may be of that type.
-SHORT_FORMS = {(1, 0, 1): [{0}], (2, 0, 1): [{0}, {1}], (2, 0, 2): [{0}, {1}], (2, 1, 1): [{0}, {1}]}
-SHORT_FORMS |= {(2, 1, 2): [{0}, {1}], (3, 0, 2): [{0, 1}, {0, 2}, {1, 2}], (3, 1, 2): [{0, 1}, {0, 2}, {1, 2}]}
+# Every fixed form, as (inputs, draws, outputs, clip): in float32, ...
+FLOAT_FORMS = [(0, 1, 1, 0), (1, 0, 1, 0), (2, 0, 1, 0), (2, 0, 2, 0), (2, 1, 1, 0), (2, 1, 2, 0), (3, 0, 1, 0)]
+FLOAT_FORMS += [(3, 0, 2, 0), (3, 1, 1, 0), (3, 1, 2, 0), (5, 0, 2, 0), (5, 1, 2, 0)]
+FLOAT_FORMS += [(2, 0, 1, 1), (2, 0, 2, 1), (2, 1, 1, 1)]
+FORMS = [([FLOAT] * inputs, draws, [FLOAT] * outputs, clip) for inputs, draws, outputs, clip in FLOAT_FORMS]
+# ... and with the inputs of a 16-bit type at these places; either output may be of that type.
+SHORT_FORMS = {(1, 0, 1, 0): [{0}], (2, 0, 1, 0): [{1}], (2, 0, 2, 0): [{1}], (2, 1, 1, 0): [{1}], (2, 1, 2, 0): [{1}]}
+SHORT_FORMS |= {(3, 0, 1, 0): [{1}], (3, 0, 2, 0): [{1}, {1, 2}], (3, 1, 1, 0): [{1}], (3, 1, 2, 0): [{1}, {1, 2}]}
+SHORT_FORMS |= {(5, 0, 2, 0): [{1, 3}], (5, 1, 2, 0): [{1, 3}]}
+SHORT_FORMS |= {(2, 0, 1, 1): [{1}], (2, 0, 2, 1): [{1}], (2, 1, 1, 1): [{1}], (2, 1, 2, 1): [{1}]}
 FORMS += [
-    ([short if j in places else FLOAT for j in range(inputs)], draws, [FLOAT] * (outputs - 1) + [last])
+    ([short if j in places else FLOAT for j in range(inputs)], draws, list(types), clip)
     for short in (BF16, HALF)
-    for (inputs, draws, outputs), patterns in SHORT_FORMS.items()
+    for (inputs, draws, outputs, clip), patterns in SHORT_FORMS.items()
     for places in patterns
-    for last in (FLOAT, short)
+    for types in ([(FLOAT,), (short,)] if outputs == 1 else [(FLOAT, FLOAT), (FLOAT, short), (short, FLOAT)])
 ]
+Form = tuple[list[torch.dtype], int, list[torch.dtype], int]
 
 
-def plain(shape: tuple[int, int], inputs: Sequence[torch.dtype], draws: int, outputs: int) -> dict[str, Any]:
-    """Random arguments without rows, clip and learned variance."""
-    given = arguments(shape, FLOAT, len(inputs), draws, outputs, False, False)
+def fixed_arguments(shape: tuple[int, int], form: Form) -> dict[str, Any]:
+    """Random arguments without rows and learned variance."""
+    inputs, draws, outputs, clip = form
+    given = arguments(shape, FLOAT, len(inputs), draws, len(outputs), bool(clip), False)
     g = torch.Generator().manual_seed(2)
     given["inputs"] = [torch.randn(shape, generator=g).to(dtype) for dtype in inputs]
+    if clip:  # NaN passes, infinities are clamped
+        given["inputs"][0][0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
     return {**given, "rows": None}
 
 
-def name(form: tuple[list[torch.dtype], int, list[torch.dtype]]) -> str:
+def name(form: Form) -> str:
     letters = {FLOAT: "f", BF16: "b", HALF: "h"}
-    inputs, draws, outputs = form
-    return "".join(letters[t] for t in inputs) + f"-z{draws}-" + "".join(letters[t] for t in outputs)
+    inputs, draws, outputs, clip = form
+    columns = "".join(letters[t] for t in inputs) + f"-z{draws}-" + "".join(letters[t] for t in outputs)
+    return columns + "-clip" * clip
 
 
 @pytest.mark.parametrize("form", FORMS, ids=name)
-def test_every_fixed_form_is_the_reference_bit_for_bit(
-    host: ctypes.CDLL, form: tuple[list[torch.dtype], int, list[torch.dtype]]
-) -> None:
+def test_every_fixed_form_is_the_reference_bit_for_bit(host: ctypes.CDLL, form: Form) -> None:
     """Each for small and large tensors; samples that fill their blocks and others; one sample, several, many short."""
-    inputs, draws, outputs = form
+    inputs, draws, outputs, _ = form
     for shape in ((1, 4), (300, 28), (3, 1024), (2, 2056), (2, 4100)):
-        given = plain(shape, inputs, draws, len(outputs))
+        given = fixed_arguments(shape, form)
         source = dict(given)
         if not inputs:  # the reference takes the shape from an input
             source["inputs"] = [torch.zeros(shape)]
@@ -204,7 +210,8 @@ def test_every_fixed_form_is_the_reference_bit_for_bit(
             quads = 2 if cache == 0 and not (len(inputs) > 2 and draws) else 1
             assert (launched.fixed, launched.aligned) == (1, 1)
             assert (launched.quads, launched.stream) == (quads, cache == 0)
-            assert all(y.equal(expected) for y, expected in zip(got, want))
+            for y, expected in zip(got, want):
+                torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_only_what_fits_is_launched_in_a_fixed_form(host: ctypes.CDLL) -> None:
@@ -262,7 +269,14 @@ def test_grids(host: ctypes.CDLL, batch: int, elements: int, threads: tuple[int,
     assert ((launched.threads_x, launched.threads_y), launched.blocks) == (threads, blocks)
 
 
-@pytest.mark.parametrize("model_dtype", [None, BF16, HALF], ids=str)
+def pull(x: Tensor, level: Any) -> Tensor:
+    """A guidance term."""
+    return -x.float() / (1 + level.sigma**2)
+
+
+@pytest.mark.parametrize(
+    ("model_dtype", "output_dtype"), [(None, FLOAT), (None, BF16), (BF16, BF16), (HALF, HALF)], ids=str
+)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -272,13 +286,25 @@ def test_grids(host: ctypes.CDLL, batch: int, elements: int, threads: tuple[int,
         {"solver": "ddim", "process": "vp", "prediction": "eps"},
         {"solver": "ddim", "process": "vp", "prediction": "v", "eta": 1.0},
         {"solver": "ddpm", "process": "vp", "prediction": "eps"},
+        {"solver": "heun", "prediction": "edm", "guidance": pull},
+        {"solver": "heun", "prediction": "edm", "guidance": pull, "S_churn": 10.0},
+        {"solver": "euler", "prediction": "edm", "guidance": pull},
+        {"solver": "ddim", "process": "vp", "prediction": "eps", "guidance": pull, "eta": 1.0},
+        {"solver": "ddpm", "process": "vp_cosine", "prediction": "eps", "clip_denoised": True},
+        {"solver": "ddim", "process": "vp_cosine", "prediction": "eps", "clip_denoised": True},
+        {"solver": "ddim", "process": "vp", "prediction": "v", "clip_denoised": True, "eta": 0.5},
+        {"solver": "euler", "prediction": "edm", "clip_denoised": True},
     ],
-    ids=lambda s: "-".join(str(value) for value in s.values()),
+    ids=lambda s: "-".join(getattr(value, "__name__", str(value)) for value in s.values()),
 )
 def test_plans_launch_fixed_forms(
-    host: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], model_dtype: torch.dtype | None
+    host: ctypes.CDLL,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    model_dtype: torch.dtype | None,
+    output_dtype: torch.dtype,
 ) -> None:
-    """All that plans launch between the first and the last network evaluation, unless it computes in float64."""
+    """All that plans launch after the first network evaluation, unless it computes in float64."""
     launches: list[int] = []
     run = native.operation("combine_out", "reference")
 
@@ -292,7 +318,7 @@ def test_plans_launch_fixed_forms(
         run(*arguments)
 
     monkeypatch.setattr(native, "operation", lambda *_: recorded)
-    model = lambda x, t: 0.5 * x  # noqa: E731
+    model = lambda x, t: 0.5 * x.to(output_dtype)  # noqa: E731
     Sampler(model, steps=6, model_dtype=model_dtype, backend="reference", **settings)((2, 3, 8, 8), seeds=[1, 2])
     assert len(launches) > 4 and all(launches)
 

@@ -12,16 +12,22 @@ namespace fastdiff::cuda {
 template <class... Forms>
 struct FormList {};
 
-// What plans launch, clipping, learned variances and Heun steps with guidance aside: in float32 throughout, ...
-using FloatForms = FormList<Fixed<0, 1, 1>, Fixed<1, 0, 1>, Fixed<2, 0, 1>, Fixed<2, 0, 2>, Fixed<2, 1, 1>,
-                            Fixed<2, 1, 2>, Fixed<3, 0, 1>, Fixed<3, 0, 2>, Fixed<3, 1, 1>, Fixed<3, 1, 2>>;
+// What plans launch in float32 throughout, learned variances and more than one guidance term aside: {x, F} or, in
+// Heun's second stage, {x, F, F'}; with a guidance gradient after each F; with x0 clipped. ...
+using FloatForms =
+    FormList<Fixed<0, 1, 1>, Fixed<1, 0, 1>, Fixed<2, 0, 1>, Fixed<2, 0, 2>, Fixed<2, 1, 1>, Fixed<2, 1, 2>,
+             Fixed<3, 0, 1>, Fixed<3, 0, 2>, Fixed<3, 1, 1>, Fixed<3, 1, 2>, Fixed<5, 0, 2>, Fixed<5, 1, 2>,
+             Fixed<2, 0, 1, true>, Fixed<2, 0, 2, true>, Fixed<2, 1, 1, true>>;
 
-// ... and with a network of type S: one of its outputs, or two in Heun's second stage, and the state, in any order.
+// ... and with a network of type S: each F, but neither x, which comes first, nor a gradient.
 template <Dtype S>
-using ShortForms = FormList<Fixed<1, 0, 1, S, 1>, Fixed<2, 0, 1, S, 1>, Fixed<2, 0, 1, S, 2>, Fixed<2, 0, 2, S, 1>,
-                            Fixed<2, 0, 2, S, 2>, Fixed<2, 1, 1, S, 1>, Fixed<2, 1, 1, S, 2>, Fixed<2, 1, 2, S, 1>,
-                            Fixed<2, 1, 2, S, 2>, Fixed<3, 0, 2, S, 3>, Fixed<3, 0, 2, S, 5>, Fixed<3, 0, 2, S, 6>,
-                            Fixed<3, 1, 2, S, 3>, Fixed<3, 1, 2, S, 5>, Fixed<3, 1, 2, S, 6>>;
+using ShortForms =
+    FormList<Fixed<1, 0, 1, false, S, 0b1>, Fixed<2, 0, 1, false, S, 0b10>, Fixed<2, 0, 2, false, S, 0b10>,
+             Fixed<2, 1, 1, false, S, 0b10>, Fixed<2, 1, 2, false, S, 0b10>, Fixed<3, 0, 2, false, S, 0b110>,
+             Fixed<3, 1, 2, false, S, 0b110>, Fixed<3, 0, 1, false, S, 0b10>, Fixed<3, 0, 2, false, S, 0b10>,
+             Fixed<3, 1, 1, false, S, 0b10>, Fixed<3, 1, 2, false, S, 0b10>, Fixed<5, 0, 2, false, S, 0b1010>,
+             Fixed<5, 1, 2, false, S, 0b1010>, Fixed<2, 0, 1, true, S, 0b10>, Fixed<2, 0, 2, true, S, 0b10>,
+             Fixed<2, 1, 1, true, S, 0b10>, Fixed<2, 1, 2, true, S, 0b10>>;
 
 // Whether every sample's quads start at multiples of their own size, or of 16 bytes.
 inline bool fits_words(const void* data, std::int64_t stride, Dtype dtype, std::int64_t batch) {
@@ -53,19 +59,20 @@ inline bool fits_fixed(const Job& job, int outputs) {
   const auto has_short_offsets = [&](const void*, std::int64_t stride, Dtype) {
     return (job.batch - 1) * stride + job.elements <= kMostOffsets;
   };
-  return !job.layout.clip && !job.layout.learned && job.rows == nullptr && job.elements % 4 == 0 &&
-         fits_words(job, outputs) && every_tensor(job, outputs, has_short_offsets);
+  return !job.layout.learned && job.rows == nullptr && job.elements % 4 == 0 && fits_words(job, outputs) &&
+         every_tensor(job, outputs, has_short_offsets);
 }
 
 template <class Form>
 bool fits_form(const Job& job) {
   if (Form::kInputs != job.inputs || Form::kDraws != job.draws || Form::kOutputs != job.layout.outputs) return false;
+  if (Form::kClamps != job.layout.clip) return false;
   for (int j = 0; j < job.inputs; ++j) {
     if (job.columns[j].dtype != Form::input(j)) return false;
   }
   for (int m = 0; m < job.layout.outputs; ++m) {
     const Dtype dtype = job.outputs[m].dtype;
-    if (dtype != Dtype::kFloat && !(Form::may_be_short(m) && dtype == Form::kShort)) return false;
+    if (dtype != Dtype::kFloat && dtype != Form::kShort) return false;
   }
   return true;
 }

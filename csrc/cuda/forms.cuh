@@ -1,8 +1,9 @@
 // What a kernel knows of its job when it is compiled. One kernel template takes one of these:
 //
-//   Fixed   the launches of plans: the numbers of inputs, draws and outputs and the types are known, one row serves the
-//           batch, every sample moves in whole words, 32-bit offsets suffice. Straight-line code.
-//   Any     everything else: clip, a learned variance, rows, float64, ragged or misaligned samples, huge tensors.
+//   Fixed   the launches of plans: the numbers of inputs, draws and outputs, the types and whether there is a clamp are
+//           known, one row serves the batch, every sample moves in whole words, 32-bit offsets suffice. Straight-line
+//           code.
+//   Any     everything else: a learned variance, rows, float64, ragged or misaligned samples, huge tensors.
 #pragma once
 
 #include <cstdint>
@@ -11,21 +12,22 @@
 
 namespace fastdiff::cuda {
 
-// float32, except for the inputs whose bits are set in `kShortInputs` and perhaps the last output: these are of type S,
-// as a network's outputs and inputs are beside a float32 state.
-template <int J, int N, int M, Dtype S = Dtype::kFloat, int kShortInputs = 0>
+// float32, except for the inputs whose bits are set in `kShortInputs` and any of the outputs: these are of type S, as a
+// network's outputs and inputs are beside a float32 state.
+template <int J, int N, int M, bool kClip = false, Dtype S = Dtype::kFloat, int kShortInputs = 0>
 struct Fixed {
   using Compute = float;
   using Offset = std::uint32_t;
-  static constexpr int kInputs = J, kDraws = N, kOutputs = M, kWeights = (J + N) * M;
+  static constexpr int kInputs = J, kDraws = N, kOutputs = M;
+  static constexpr int kWeights = (J + N) * M + (kClip ? J + N + 2 + M : 0);
+  static constexpr bool kClamps = kClip;
   static constexpr Dtype kShort = S;
   static constexpr bool kFixed = true;
 
   FD_HD static constexpr int inputs(const Job&) { return J; }
   FD_HD static constexpr int draws(const Job&) { return N; }
-  FD_HD static constexpr RowLayout layout(const Job&) { return {J + N, M, false, false}; }
+  FD_HD static constexpr RowLayout layout(const Job&) { return {J + N, M, kClip, false}; }
   FD_HD static constexpr Dtype input(int j) { return (kShortInputs >> j & 1) != 0 ? S : Dtype::kFloat; }
-  FD_HD static constexpr bool may_be_short(int m) { return S != Dtype::kFloat && m == M - 1; }
 };
 
 // Up to J inputs and N draws.

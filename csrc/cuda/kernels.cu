@@ -11,10 +11,12 @@ namespace {
 
 // Blocks that must fit on a multiprocessor. What counts is the bytes under way, 48 KiB for an H100's memory: of two
 // inputs in float32, a thread has 32 or, with two quads, 64 bytes under way, so that 1536 and 1024 threads are plenty.
-// More registers than these bounds leave (40 and 64) are not needed, and fewer would be spilled.
+// More registers than these bounds leave (40 and 64) are not needed, and fewer would be spilled. Long rows take more:
+// without them, loads would be put off until after the noise.
 template <class Form, int Q>
 constexpr int least_blocks() {
-  if (Form::kFixed) return Q == 1 ? 6 : 4;
+  if (Form::kFixed && Q > 1) return Form::kDraws > 0 && Form::kWeights > 8 ? 3 : 4;
+  if (Form::kFixed) return Form::kWeights < 10 ? 6 : Form::kWeights < 12 ? 5 : 4;
   if (sizeof(typename Form::Compute) == 8) return Form::kInputs > 4 ? 1 : 2;
   return Form::kInputs > 4 ? 2 : 3;
 }

@@ -45,14 +45,14 @@ struct Unit {
   }
 
   template <class T>
-  FD_HD void store(const Output& output, int m, int q, const T (&values)[4]) const {
+  FD_HD void store(const Output& output, int q, const T (&values)[4]) const {
     if (q > 0 && !is_inside(q)) return;
     const auto as = [&](Dtype dtype) {
       cuda::store<kStream>(output.data, dtype, offset(q, elements), whole(q), count(q), values);
     };
     if constexpr (!Form::kFixed) {
       as(output.dtype);
-    } else if (Form::may_be_short(m) && output.dtype == Form::kShort) {
+    } else if (Form::kShort != Dtype::kFloat && output.dtype == Form::kShort) {
       as(Form::kShort);
     } else {
       as(Dtype::kFloat);
@@ -200,7 +200,7 @@ FD_HD void combine_unit(const Job& job, const Unit<Form, Q, kStream>& unit) {
         values.sum(job, row, layout.learned_coefficient(m), q, scaled);
         for (int i = 0; i < 4; ++i) result[i] = add(result[i], mul(factor[i], scaled[i]));
       }
-      unit.store(job.outputs[m], m, q, result);
+      unit.store(job.outputs[m], q, result);
     }
   }
 }
@@ -229,7 +229,7 @@ FD_HD void normal_unit(const Job& job, const Unit<Form, Q, kStream>& unit) {
   const std::uint64_t seed = seed_of<Form>(job, unit.sample);
   float z[Q][4];
   for (int q = 0; q < Q; ++q) unit.make_normals(seed, job.draw_numbers[0], q, z[q]);
-  for (int q = 0; q < Q; ++q) unit.store(job.outputs[0], 0, q, z[q]);
+  for (int q = 0; q < Q; ++q) unit.store(job.outputs[0], q, z[q]);
 }
 
 }  // namespace fastdiff::cuda
