@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from .errors import check_choice, check_count
 from .graphs import has_graphs
+from .process import Process
 
 
-def model_dtype(model: Any, dtype: torch.dtype) -> torch.dtype:
+def dtype_of_model(model: Any, dtype: torch.dtype) -> torch.dtype:
     """The dtype a network wants its input in: that of its floating parameters, else the state's."""
     if isinstance(model, nn.Module):
         for parameter in model.parameters():
@@ -129,3 +130,13 @@ def clip_range(clip_denoised: bool | Sequence[float]) -> tuple[float, float] | N
     if math.isnan(lo) or math.isnan(hi) or lo >= hi:
         raise ValueError(f"clip_denoised must be (lo, hi) with lo < hi, got {clip_denoised!r}")
     return lo, hi
+
+
+def explicit_levels(process: Process, sigmas: Sequence[float] | None, timesteps: Sequence[int] | None) -> Any:
+    """The explicit levels a process understands: timesteps of a VP process, else sigmas; None if neither is given."""
+    discrete = hasattr(process, "betas")
+    if sigmas is not None and discrete:
+        raise ValueError("sigmas must be left out for a VP process; give timesteps")
+    if timesteps is not None and not discrete:
+        raise ValueError("timesteps must be left out for a VE process; give sigmas")
+    return sigmas if sigmas is not None else timesteps

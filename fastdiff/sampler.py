@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +15,13 @@ from .arguments import (
     check_x_init,
     clip_range,
     compile_network,
+    dtype_of_model,
+    explicit_levels,
     graph_mode,
     label_tensor,
     model_device,
     resolve_device,
     resolve_shape,
-)
-from .arguments import (
-    model_dtype as dtype_of_model,
 )
 from .compiler import compile_plan
 from .denoiser import Denoiser
@@ -153,7 +151,7 @@ class Sampler:
         grid = {name: options.pop(name) for name in ("rho", "sigma_min", "sigma_max") if name in options}
         check_options(self.solver, options)
         self.options = options
-        self._explicit, self._grid = _explicit(self.process, sigmas, timesteps), (schedule, grid)
+        self._explicit, self._grid = explicit_levels(self.process, sigmas, timesteps), (schedule, grid)
         if self._explicit is not None and (schedule is not None or grid):
             raise ValueError("schedule and its options must be left out when sigmas or timesteps give the levels")
         self.levels = self._levels(steps)
@@ -229,6 +227,9 @@ class Sampler:
         integers = self.process.integer_time and self.prediction.name != "edm"
         return torch.int64 if integers else self.dtype
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make, (type(self), {**self._arguments, "model": self.model})  # a copy has plans and graphs of its own
+
     # -- graphs -------------------------------------------------------------------------------------------------------
 
     def replace(self, **changes: Any) -> Sampler:
@@ -244,7 +245,7 @@ class Sampler:
             explicit = ("steps", "schedule", "rho", "sigma_min", "sigma_max", "sigmas", "timesteps")
             arguments = {k: v for k, v in arguments.items() if k not in explicit}
         other = Sampler(**{**arguments, **changes})
-        if not {"max_graphs", "max_graph_bytes"} & changes.keys():
+        if other.device == self.device and not {"max_graphs", "max_graph_bytes"} & changes.keys():
             other._graphs = self._graphs
         if other.model is self.model:
             other._compiled_network = self._compiled_network
@@ -259,8 +260,8 @@ class Sampler:
         """
         if self.graph == "off":
             raise ValueError("graph must not be 'off' to capture (it is 'off' by itself where there are no graphs)")
-        now = copy(self)
-        now._waits = False
+        now = object.__new__(Sampler)  # the same sampler, but that it does not wait
+        vars(now).update(vars(self), _waits=False)
         for batch in sorted({batches} if isinstance(batches, int) else set(batches), reverse=True):
             now(batch, **arguments)
 
@@ -326,18 +327,9 @@ class Sampler:
         size = resolve_shape(shape, self.shape)
         model, variant = self._tuned.get(size, (None, None))
         if variant is not None and model is self.model:
-            return variant(
-                size,
-                seeds=seeds,
-                labels=labels,
-                cond=cond,
-                x_init=x_init,
-                noise=noise,
-                generator=generator,
-                callback=callback,
-                return_trajectory=return_trajectory,
-                progress=progress,
-            )
+            inputs = {"seeds": seeds, "labels": labels, "cond": cond, "x_init": x_init}
+            inputs |= {"noise": noise, "generator": generator, "callback": callback}
+            return variant(size, **inputs, return_trajectory=return_trajectory, progress=progress)
         seed = seed_tensor(seeds, size[0], self.device)
         if x_init is not None:
             check_x_init(x_init, size, self.device)
@@ -401,11 +393,5 @@ class Sampler:
         ).run(request)
 
 
-def _explicit(process: Process, sigmas: Sequence[float] | None, timesteps: Sequence[int] | None) -> Any:
-    """The explicit levels a process understands."""
-    discrete = hasattr(process, "betas")
-    if sigmas is not None and discrete:
-        raise ValueError("sigmas must be left out for a VP process; give timesteps")
-    if timesteps is not None and not discrete:
-        raise ValueError("timesteps must be left out for a VE process; give sigmas")
-    return sigmas if sigmas is not None else timesteps
+def _make(kind: type[Sampler], arguments: dict[str, Any]) -> Sampler:
+    return kind(**arguments)

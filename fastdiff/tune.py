@@ -58,11 +58,15 @@ def tune(sampler: Sampler, size: torch.Size, seconds: float, arguments: dict[str
     failed: dict[str, str] = {}
     for name, make in makers.items():
         try:
+            variant = make()
             with warnings.catch_warnings():
-                warnings.simplefilter("error", RuntimeWarning)  # a capture that failed would be measured as eager
-                variant = make()
+                warnings.filterwarnings("ignore", "fastdiff runs this loop eagerly")  # told in `failed`
                 for _ in range(3):  # compiles, captures, warms up
+                    before = variant.stats()
                     variant(size, **arguments)
+            after = variant.stats()
+            if after.fallbacks > before.fallbacks:  # what runs eagerly is no graph, however fast
+                raise RuntimeError(after.reasons[-1])
             ready[name] = variant
         except Exception as error:
             if name == "eager":

@@ -45,7 +45,8 @@ class CapturedRun:
 
     def __init__(self, device: GraphDevice, executor: Executor, request: Request, scope: str):
         start = time.perf_counter()
-        self._executor = executor
+        self._executor: Executor | None = executor  # whose numbers are in the static memory
+        self._plan = executor.plan
         self._numbers = executor.numbers.for_batch(request.shape[0]).clone()
         self._seeds = request.seeds.clone()
         self._x_init = None if request.x_init is None else request.x_init.clone()
@@ -62,18 +63,24 @@ class CapturedRun:
 
         self.graphs: list[Graph] = []
         self._final: Tensor | None = None
-        with _weights_cast_in_every_call(executor.device):
-            for _ in range(-(-WARM_UPS // max(1, executor.plan.evaluations))):
-                device.warm_up(lambda: walk().advance(len(executor.plan.items)))
+        with weights_cast_in_every_call(executor.device):
+            try:
+                with _generators_left_alone(executor.device):
+                    for _ in range(-(-WARM_UPS // max(1, executor.plan.evaluations))):
+                        device.warm_up(lambda: walk().advance(len(executor.plan.items)))
+            except torch.OutOfMemoryError as error:  # an eager run needs less
+                raise CaptureError(f"{type(error).__name__}: {error}") from error
             try:
                 self._final = self._record(device, walk, scope)
-            except Exception as error:
+            except BaseException as error:
                 self.reset()
+                if not isinstance(error, Exception):
+                    raise
                 raise CaptureError(f"{type(error).__name__}: {error}") from error
         self.milliseconds = 1e3 * (time.perf_counter() - start)
 
     def _record(self, device: GraphDevice, walk: Callable[[], Walk], scope: str) -> Tensor:
-        plan = self._executor.plan
+        plan = self._plan
         self._ends, run = plan.pieces("loop" if scope == "loop" else "step"), walk()
         for end in self._ends:
             graph, _ = device.capture(lambda end=end: run.advance(end))  # type: ignore[misc]
@@ -105,6 +112,7 @@ class CapturedRun:
     def _load(self, executor: Executor, request: Request) -> None:
         """Put what a call brings into the static memory."""
         if self._executor is not executor:
+            self._executor = None  # until all of them are there
             self._numbers.copy_(executor.numbers)
             self._executor = executor
         self._seeds.copy_(request.seeds)
@@ -133,7 +141,14 @@ class CapturedRun:
 
 
 @contextmanager
-def _weights_cast_in_every_call(device: torch.device) -> Iterator[None]:
+def _generators_left_alone(device: torch.device) -> Iterator[None]:
+    """Warm-ups draw for a network with dropout; the same seed of PyTorch's must give the run that comes the same."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def weights_cast_in_every_call(device: torch.device) -> Iterator[None]:
     """Autocast without its cache: a cast kept from outside a graph would be stale, or freed, inside it."""
     before = torch.is_autocast_cache_enabled()
     if torch.is_autocast_enabled(device.type):

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cache, partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from ..plan import Same
 
 _DEPTH = 3  # how far functions, methods, plain objects and containers are searched
 _WIDTH = 64  # and how many things are looked at in each
@@ -24,7 +27,7 @@ def modules_of(thing: Any, depth: int = _DEPTH) -> Iterator[nn.Module | Tensor]:
     if isinstance(thing, (nn.Module, Tensor)):
         yield thing
         return
-    if depth == 0 or isinstance(thing, type):
+    if depth == 0 or isinstance(thing, (type, ModuleType)):
         return
     inner: list[Any] = []
     if isinstance(thing, partial):
@@ -33,13 +36,13 @@ def modules_of(thing: Any, depth: int = _DEPTH) -> Iterator[nn.Module | Tensor]:
         inner += thing[:_WIDTH]
     elif isinstance(thing, dict):
         inner += list(thing.values())[:_WIDTH] if len(thing) <= _WIDTH else []
-    elif hasattr(thing, "__func__"):
+    elif isinstance(thing, MethodType):
         inner += [thing.__self__, thing.__func__]
-    elif hasattr(thing, "__code__"):
+    elif isinstance(thing, FunctionType):
         inner += [value for cell in thing.__closure__ or () if (value := _contents(cell)) is not None]
         inner += [thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__]
-    elif callable(thing):
-        inner += list(getattr(thing, "__dict__", {}).values())
+    else:
+        inner += list(getattr(thing, "__dict__", {}).values())[:_WIDTH]
     for value in inner:
         yield from modules_of(value, depth - 1)
 
@@ -52,6 +55,9 @@ def _contents(cell: Any) -> Any:
 
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+_WITHOUT_TENSORS = frozenset(
+    (type(None), bool, int, float, str, type, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
+)
 
 
 @cache
@@ -60,8 +66,12 @@ def _is_torchs_own(kind: Hashable) -> bool:
     return str(getattr(kind, "__module__", "")).startswith("torch.nn.")
 
 
-def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], list[Hashable]]:
-    """(every parameter, buffer and other tensor, the state of the modules: where their tensors lie, mode, hooks)."""
+def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], tuple[Hashable, ...]]:
+    """(every parameter, buffer and other tensor, the state: which modules, their mode and hooks, where tensors lie).
+
+    Raises:
+        ValueError: a tensor without memory that could be watched, such as a sparse one.
+    """
     tensors: list[Tensor] = []
     state: list[Hashable] = []
     stack: list[Any] = []
@@ -70,27 +80,45 @@ def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], list[Ha
     visited: set[int] = set()
     while stack:  # of every call, so without the generators of nn.Module
         module = stack.pop()
-        if id(module) in visited:
+        identity = id(module)
+        if identity in visited:
             continue
-        visited.add(id(module))
+        visited.add(identity)
         parts = module.__dict__
-        state.append(parts.get("training"))  # a compiled module has its inner module's
+        state += (identity, parts.get("training"))  # a compiled module has its inner module's
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
             if parts[kind]:
                 state.append((kind, *parts[kind]))
         for kind in ("_parameters", "_buffers"):
             if parts[kind]:
                 tensors += [t for t in parts[kind].values() if t is not None]
+        if "forward" in parts:  # in place of its class's
+            state.append(Same(parts["forward"]))
         made_by: Any = type(module)
-        own: Iterable[str] = () if _is_torchs_own(made_by) else parts.keys() - _OF_EVERY_MODULE
+        own: Iterable[str] = parts.keys() & {"forward"} if _is_torchs_own(made_by) else parts.keys() - _OF_EVERY_MODULE
         for value in [parts[name] for name in own]:
-            if isinstance(value, (Tensor, list, tuple, dict)):
+            if type(value) not in _WITHOUT_TENSORS:
                 for thing in modules_of(value):
                     (tensors if isinstance(thing, Tensor) else stack).append(thing)  # type: ignore[arg-type]
         if parts["_modules"]:
             stack += [m for m in parts["_modules"].values() if m is not None]
-    state += [(t.data_ptr(), t.is_contiguous(), t.dtype) for t in tensors]
-    return tensors, state
+    try:
+        places = [t.data_ptr() for t in tensors]
+        if 0 in places:  # made of other tensors, or empty
+            tensors = [part for tensor in tensors for part in _parts(tensor)]
+            places = [t.data_ptr() for t in tensors]
+    except RuntimeError as error:
+        raise ValueError(f"a tensor of the model cannot be watched: {error}") from error
+    state += places
+    state += [(t.is_contiguous(), t.dtype) for t in tensors]
+    return tensors, tuple(state)
+
+
+def _parts(tensor: Any) -> list[Tensor]:
+    """The tensors with memory that a tensor, such as a quantized one, is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
 
 
 def flatten(tree: Any) -> tuple[list[Any], Hashable]:
@@ -101,42 +129,62 @@ def flatten(tree: Any) -> tuple[list[Any], Hashable]:
     return leaves, str(spec)
 
 
-def layout(tree: Any, device: torch.device) -> Hashable:
-    """The signature of conditioning: tensors by their layout, everything else by value.
+def layout(tree: Any, device: torch.device) -> tuple[Hashable, list[Any]]:
+    """(the signature of conditioning: tensors by their layout, everything else by value; the modules and functions).
 
     Raises:
-        ValueError: a tensor on another device, or a value that cannot be compared.
+        ValueError: a tensor on another device or without strides, or a value of which nobody can say whether it has
+            changed since another call.
     """
     leaves, spec = flatten(tree)
     signature: list[Hashable] = [spec]
+    called: list[Any] = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             if leaf.device != device:
                 raise ValueError(f"a tensor of cond is on {leaf.device}, not on {device}")
-            signature.append((leaf.shape, leaf.stride(), leaf.dtype))
+            if leaf.layout != torch.strided:
+                raise ValueError(f"a tensor of cond has the layout {leaf.layout}")
+            signature.append((type(leaf), leaf.shape, leaf.stride(), leaf.dtype))
         elif isinstance(leaf, float):
             signature.append((type(leaf), leaf.hex()))  # 0.0 equals -0.0 and NaN not itself
-        elif isinstance(leaf, Hashable):
+        elif isinstance(leaf, (nn.Module, FunctionType, MethodType, partial)):
+            parts = (leaf.__self__, leaf.__func__) if isinstance(leaf, MethodType) else (leaf,)
+            signature.append(tuple(map(Same, parts)))
+            called.append(leaf)
+        elif type(leaf) in _WITHOUT_TENSORS or (isinstance(leaf, Hashable) and not _by_identity(type(leaf))):
             signature.append((type(leaf), leaf))
         else:
             raise ValueError(f"a value of cond cannot be compared with that of another call: {type(leaf).__name__}")
-    return tuple(signature)
+    return tuple(signature), called
+
+
+def _by_identity(kind: type) -> bool:
+    """Whether things of a type equal themselves only, whatever they hold by then."""
+    return kind.__hash__ is object.__hash__ and kind.__eq__ is object.__eq__
+
+
+_C: Any = torch._C  # what PyTorch's public switches read, without the Python around it
+_SWITCHES = [
+    torch.is_inference_mode_enabled,
+    torch.get_default_dtype,
+    _C._get_deterministic_algorithms,
+    _C._get_float32_matmul_precision,
+    _C._get_cublas_allow_fp16_reduced_precision_reduction,
+    _C._get_cublas_allow_bf16_reduced_precision_reduction,
+    _C._get_cublas_allow_fp16_accumulation,
+    _C._get_flash_sdp_enabled,
+    _C._get_mem_efficient_sdp_enabled,
+    _C._get_math_sdp_enabled,
+    _C._get_cudnn_sdp_enabled,
+    _C._get_cudnn_enabled,
+    _C._get_cudnn_benchmark,
+    _C._get_cudnn_deterministic,
+    *(partial(_C._get_fp32_precision_getter, "cuda", kind) for kind in ("matmul", "conv", "rnn")),
+]
 
 
 def flags(device: torch.device) -> Hashable:
     """The switches of PyTorch that choose kernels."""
-    cuda: Any = torch.backends.cuda
-    cudnn: Any = torch.backends.cudnn
-    return (
-        torch.is_autocast_enabled(device.type),
-        torch.get_autocast_dtype(device.type),
-        torch.is_inference_mode_enabled(),
-        torch.get_default_dtype(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
-        cuda.matmul.allow_fp16_reduced_precision_reduction,
-        cuda.matmul.allow_bf16_reduced_precision_reduction,
-        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()),
-        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision),
-        cuda.matmul.fp32_precision,
-    )
+    autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+    return (*autocast, *[switch() for switch in _SWITCHES])

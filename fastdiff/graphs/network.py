@@ -9,37 +9,56 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .device import exclusive, graph_device
+from .captured import WARM_UPS, weights_cast_in_every_call
+from .device import exclusive, graph_device, is_captured, is_running
 from .key import flags, layout, modules_of, weights
 
 
 class GraphedNetwork:
     """A network captured for one shape; called like the network.
 
-    Arguments of another shape, weights that were moved or changed switches of PyTorch make it call the network itself.
+    Arguments of another shape, weights that were moved or changed switches of PyTorch make it call the network itself,
+    and so does a call while a graph is captured or replayed: by a callback, or as the model of a sampler.
 
     Args:
         model: (x, t, **cond) -> output.
         x, t: example arguments, [B, ...] and [B], on the device; their values do not matter.
         cond: example keyword arguments; tensors among them may change their values from call to call.
+
+    Attributes:
+        label_dim, sample_shape: the model's number of classes, and the shape of one sample of x.
+
+    Raises:
+        ValueError: arguments that no graph can stand for. What the model or the capture raises comes as it is.
     """
 
     def __init__(self, model: Callable[..., Tensor], x: Tensor, t: Tensor, **cond: Any):
         self.model, self._place = model, x.device
+        self.label_dim, self.sample_shape = getattr(model, "label_dim", None), tuple(x.shape[1:])
         self._device = graph_device(x.device)
         self._signature, tensors = self._look((x, t, cond))
         self._kept = [tensor.untyped_storage() for tensor in tensors]  # they must not be freed before the graph
         self._arguments = pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, (x, t, cond))
         x, t, cond = self._arguments
-        with torch.no_grad(), exclusive(self._device):
-            for _ in range(3):
+        with torch.no_grad(), exclusive(self._device), weights_cast_in_every_call(x.device):
+            for _ in range(WARM_UPS):
                 self._device.warm_up(lambda: model(x, t, **cond))
             self._graph, self._output = self._device.capture(lambda: model(x, t, **cond))
 
     def _look(self, arguments: Any) -> tuple[Hashable, list[Tensor]]:
         """(what the recorded work depends on, the weights)."""
-        tensors, state = weights(modules_of(self.model))
-        return (layout(arguments, self._place), tuple(state), flags(self._place)), tensors
+        signature, called = layout(arguments, self._place)
+        tensors, state = weights(module for thing in (self.model, *called) for module in modules_of(thing))
+        return (signature, state, flags(self._place)), tensors
+
+    def _is_recorded(self, arguments: Any) -> bool:
+        """Whether the recorded work is that of a call."""
+        if is_running(self._device) or is_captured(self._place):  # a part of that run or capture
+            return False
+        try:
+            return self._look(arguments)[0] == self._signature
+        except ValueError:
+            return False
 
     def replay(self, *arguments: Any, **cond: Any) -> Tensor:
         """The output for these arguments, or the last ones, in memory that the next replay of any graph overwrites.
@@ -55,11 +74,13 @@ class GraphedNetwork:
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """The output [B, ...], in memory of its own."""
-        if self._look((x, t, cond))[0] != self._signature:
+        if not self._is_recorded((x, t, cond)):
             return self.model(x, t, **cond)
         with exclusive(self._device):
             return self.replay(x, t, **cond).clone()
 
     def reset(self) -> None:
-        """Free the graph."""
-        self._graph.reset()
+        """Free the graph; later calls are the network's own."""
+        self._signature = None
+        with exclusive(self._device):
+            self._graph.reset()
