@@ -65,7 +65,13 @@ struct Unit {
   }
 };
 
-// A sample's row of the table: in registers for Fixed, to be read ahead of the noise; else read where it is used.
+// The row of the table that is a sample's.
+template <class Form>
+FD_HD std::int64_t row_of(const Job& job, std::uint32_t sample) {
+  return Form::kFixed || job.rows == nullptr ? 0 : read<long long>(job.rows + sample);
+}
+
+// A row: in registers for Fixed, to be read ahead of the noise; else brought near, and read where it is used.
 template <class Form>
 struct Row {
   using T = typename Form::Compute;
@@ -73,11 +79,12 @@ struct Row {
   const T* data;
   T weights[Form::kWeights];
 
-  FD_HD Row(const Job& job, std::uint32_t sample) : data(static_cast<const T*>(job.table)) {
+  FD_HD Row(const Job& job, std::int64_t index) : data(static_cast<const T*>(job.table)) {
     if constexpr (Form::kFixed) {
       for (int i = 0; i < Form::kWeights; ++i) weights[i] = read<T>(data + i);
     } else {
-      if (job.rows != nullptr) data += read<long long>(job.rows + sample) * job.layout.width();
+      data += index * job.layout.width();
+      prefetch(data, job.layout.width());
     }
   }
 
@@ -164,13 +171,14 @@ FD_HD void combine_unit(const Job& job, const Unit<Form, Q, kStream>& unit) {
   using T = typename Form::Compute;
   const RowLayout layout = Form::layout(job);
   const std::uint64_t seed = seed_of<Form>(job, unit.sample);
+  const std::int64_t index = row_of<Form>(job, unit.sample);
   Values<Form, Q, kStream> values;
   values.load(job, unit);
   Words<T, 4> variance[Q];
   for (int q = 0; q < Q; ++q) {
     if (layout.learned) unit.load(job.variance, job.variance.dtype, q, variance[q]);
   }
-  const Row<Form> row(job, unit.sample);
+  const Row<Form> row(job, index);
   values.make_normals(job, unit, seed);
   values.decode(job);
   for (int q = 0; q < Q; ++q) {
@@ -210,12 +218,14 @@ template <class Form>
 FD_HD double sum_squares_unit(const Job& job, const Unit<Form, 1, false>& unit) {
   using T = typename Form::Compute;
   const std::uint64_t seed = seed_of<Form>(job, unit.sample);
+  const std::int64_t index = row_of<Form>(job, unit.sample);
   Values<Form, 1, false> values;
   values.load(job, unit);
+  const Row<Form> row(job, index);
   values.make_normals(job, unit, seed);
   values.decode(job);
   T result[4];
-  values.sum(job, Row<Form>(job, unit.sample), 0, 0, result);
+  values.sum(job, row, 0, 0, result);
   double sum = 0;
   for (int i = 0; i < 4; ++i) {
     const double wide = i < unit.count(0) ? static_cast<double>(result[i]) : 0.0;

@@ -24,6 +24,17 @@ FD_HD Value read(const void* from) {
 #endif
 }
 
+// Brings `count` numbers into the first-level cache, one sector of 32 bytes at a time.
+template <class Value>
+FD_HD void prefetch(const Value* from, int count) {
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1
+  for (int i = 0; i < count; i += 32 / static_cast<int>(sizeof(Value))) {
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(__cvta_generic_to_global(from + i)));
+  }
+#endif
+}
+
 // Room for V elements as wide as T; narrower ones fill the front.
 template <class T, int V>
 struct Words {
