@@ -15,7 +15,7 @@ from ..executor import Executor, Request
 from ..plan import Same
 from .captured import CapturedRun, CaptureError
 from .device import GraphDevice, exclusive, graph_device, is_captured, is_running
-from .key import flags, layout, modules_of, weights
+from .key import flags, layout, weights
 
 _T = TypeVar("_T")
 
@@ -124,7 +124,7 @@ class GraphCache:
         """(the work, the state of the model and of whatever else is called, the weights)."""
         called = (request.model, *request.terms)
         given, more = layout(request.cond, executor.device)
-        tensors, state = weights(m for thing in (*called, *executor.functions, *more) for m in modules_of(thing))
+        tensors, state = weights([*called, *executor.functions, *more])
         run = executor.structure, tuple(request.shape), request.x_init is None, tuple(map(Same, called))
         return (scope, run, given, flags(executor.device)), state, tensors
 

@@ -20,6 +20,7 @@ from ..plan import Same
 
 _DEPTH = 3  # how far functions, methods, plain objects and containers are searched
 _WIDTH = 64  # and how many things are looked at in each
+_COMPILER = "torch._dynamo"
 
 
 def modules_of(thing: Any, depth: int = _DEPTH) -> Iterator[nn.Module | Tensor]:
@@ -38,6 +39,8 @@ def modules_of(thing: Any, depth: int = _DEPTH) -> Iterator[nn.Module | Tensor]:
         inner += list(thing.values())[:_WIDTH] if len(thing) <= _WIDTH else []
     elif isinstance(thing, MethodType):
         inner += [thing.__self__, thing.__func__]
+    elif isinstance(thing, FunctionType) and str(thing.__globals__.get("__name__")).startswith(_COMPILER):
+        inner.append(getattr(thing, "_torchdynamo_orig_callable", None))
     elif isinstance(thing, FunctionType):
         inner += [value for cell in thing.__closure__ or () if (value := _contents(cell)) is not None]
         inner += [thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__]
@@ -61,23 +64,27 @@ _WITHOUT_TENSORS = frozenset(
 
 
 @cache
-def _is_torchs_own(kind: Hashable) -> bool:
-    """Whether a module is PyTorch's, which keep their tensors as parameters and buffers."""
-    return str(getattr(kind, "__module__", "")).startswith("torch.nn.")
+def _made_by(kind: Hashable) -> str:
+    """Whose class a module is of: PyTorch's, whose modules keep their tensors as parameters and buffers, that of
+    torch.compile around another module, or the user's."""
+    place = str(getattr(kind, "__module__", ""))
+    return "torch" if place.startswith("torch.nn.") else "compile" if place.startswith(_COMPILER) else "user"
 
 
-def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], tuple[Hashable, ...]]:
-    """(every parameter, buffer and other tensor, the state: which modules, their mode and hooks, where tensors lie).
+def weights(called: Iterable[Any]) -> tuple[list[Tensor], tuple[Hashable, ...]]:
+    """(every parameter, buffer and other tensor that modules and functions can reach, the state: which modules, their
+    mode and hooks, where the tensors lie).
 
     Raises:
         ValueError: a tensor without memory that could be watched, such as a sparse one.
     """
-    tensors: list[Tensor] = []
+    found: list[Tensor | None] = []
     state: list[Hashable] = []
     stack: list[Any] = []
-    for thing in things:
-        (tensors if isinstance(thing, Tensor) else stack).append(thing)  # type: ignore[arg-type]
-    visited: set[int] = set()
+    for function in called:
+        for thing in modules_of(function):
+            (found if isinstance(thing, Tensor) else stack).append(thing)  # type: ignore[arg-type]
+    visited = {id(None)}
     while stack:  # of every call, so without the generators of nn.Module
         module = stack.pop()
         identity = id(module)
@@ -86,22 +93,28 @@ def weights(things: Iterable[nn.Module | Tensor]) -> tuple[list[Tensor], tuple[H
         visited.add(identity)
         parts = module.__dict__
         state += (identity, parts.get("training"))  # a compiled module has its inner module's
-        for kind in ("_forward_hooks", "_forward_pre_hooks"):
-            if parts[kind]:
-                state.append((kind, *parts[kind]))
-        for kind in ("_parameters", "_buffers"):
-            if parts[kind]:
-                tensors += [t for t in parts[kind].values() if t is not None]
+        if hooks := parts["_forward_hooks"]:
+            state += ("hooks", *hooks)
+        if hooks := parts["_forward_pre_hooks"]:
+            state += ("hooks before", *hooks)
+        if of_its_own := parts["_parameters"]:
+            found += of_its_own.values()
+        if of_its_own := parts["_buffers"]:
+            found += of_its_own.values()
+        if of_its_own := parts["_modules"]:
+            stack += of_its_own.values()
+        maker = _made_by(type(module))  # type: ignore[arg-type]
+        if maker == "compile":
+            continue
         if "forward" in parts:  # in place of its class's
             state.append(Same(parts["forward"]))
-        made_by: Any = type(module)
-        own: Iterable[str] = parts.keys() & {"forward"} if _is_torchs_own(made_by) else parts.keys() - _OF_EVERY_MODULE
-        for value in [parts[name] for name in own]:
-            if type(value) not in _WITHOUT_TENSORS:
-                for thing in modules_of(value):
-                    (tensors if isinstance(thing, Tensor) else stack).append(thing)  # type: ignore[arg-type]
-        if parts["_modules"]:
-            stack += [m for m in parts["_modules"].values() if m is not None]
+        elif maker == "torch":
+            continue
+        for name in parts.keys() - _OF_EVERY_MODULE:
+            if type(parts[name]) not in _WITHOUT_TENSORS:
+                for thing in modules_of(parts[name]):
+                    (found if isinstance(thing, Tensor) else stack).append(thing)  # type: ignore[arg-type]
+    tensors = [t for t in found if t is not None]
     try:
         places = [t.data_ptr() for t in tensors]
         if 0 in places:  # made of other tensors, or empty
@@ -186,5 +199,5 @@ _SWITCHES = [
 
 def flags(device: torch.device) -> Hashable:
     """The switches of PyTorch that choose kernels."""
-    autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
-    return (*autocast, *[switch() for switch in _SWITCHES])
+    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    return (autocast, *[switch() for switch in _SWITCHES])

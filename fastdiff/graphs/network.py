@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .captured import WARM_UPS, weights_cast_in_every_call
 from .device import exclusive, graph_device, is_captured, is_running
-from .key import flags, layout, modules_of, weights
+from .key import flags, layout, weights
 
 
 class GraphedNetwork:
@@ -48,7 +48,7 @@ class GraphedNetwork:
     def _look(self, arguments: Any) -> tuple[Hashable, list[Tensor]]:
         """(what the recorded work depends on, the weights)."""
         signature, called = layout(arguments, self._place)
-        tensors, state = weights(module for thing in (self.model, *called) for module in modules_of(thing))
+        tensors, state = weights([self.model, *called])
         return (signature, state, flags(self._place)), tensors
 
     def _is_recorded(self, arguments: Any) -> bool:
