@@ -177,14 +177,16 @@ def run_loops(
             made[cell.workload] = Workload(cell.workload, device, tiny)
         start = time.monotonic()
         share = budget if tiny else budget.part(cell.seconds)
-        record, missing = measure_cell(made[cell.workload], cell, share, 0.2 if tiny else None)
-        record["seconds"] = time.monotonic() - start
-        records.append(record)
+        try:
+            record, missing = measure_cell(made[cell.workload], cell, share, 0.2 if tiny else None)
+            records.append(record | {"seconds": time.monotonic() - start})
+        except Exception as error:  # one cell that fails must not cost the others
+            missing = [{"what": str(cell), "why": f"{type(error).__name__}: {str(error)[:500]}"}]
         skipped += missing
         torch.compiler.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        print(f"  {cell}: {record['seconds']:.1f} s", file=sys.stderr, flush=True)
+        print(f"  {cell}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
         save({"loops": records, "skipped": skipped})
 
 

@@ -24,9 +24,9 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 505.0  # seconds for everything; the benchmarks may exceed theirs by half a minute
-LIMITS = {"build": 150.0, "operators": 90.0, "graphs": 70.0, "interpreter": 45.0, "sanitizer": 90.0}
+LIMITS = {"build": 150.0, "operators": 110.0, "graphs": 70.0, "interpreter": 45.0, "sanitizer": 90.0}
 LEAST = 90.0  # seconds the benchmarks get in any case; they take all that is left
-WORKERS = 6  # for tests that compile more than they run
+WORKERS = max(1, min(12, (os.cpu_count() or 1) - 2))  # for tests that compile more than they run
 TOOLS = ("memcheck", "racecheck", "initcheck")
 
 Stage = dict[str, Any]
@@ -74,7 +74,8 @@ def shortened(stage: Stage, lines: int) -> Stage:
 def build(limit: float, capability: str) -> Stage:
     """Compile for the GPU that is there."""
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    return Process(command, limit, FASTDIFF_BUILD="cuda", TORCH_CUDA_ARCH_LIST=capability).wait()
+    found = {} if os.environ.get("CUDA_HOME") or shutil.which("nvcc") else {"CUDA_HOME": "/usr/local/cuda"}
+    return Process(command, limit, FASTDIFF_BUILD="cuda", TORCH_CUDA_ARCH_LIST=capability, **found).wait()
 
 
 def tests(limit: float, marks: str, paths: Sequence[str], workers: int = 1, **environment: str) -> Stage:
@@ -117,9 +118,10 @@ def sanitizer(limit: float) -> Stage:
             alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if mode == "eager" else {}
             command = [*checked, sys.executable, "-m", "benchmarks.sanitize", mode]
             running[f"{tool} {mode}"] = Process(command, limit, **alone)
-    runs = {}
+    runs, unsupported = {}, []
     for name, process in running.items():
         run = process.wait()
+        unsupported.append("Device not supported" in run["output"])  # on some virtual machines
         summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: .*", run["output"])
         run["summary"] = summary.group(0) if summary else "no summary"
         if summary is None and run["status"] == "passed":
@@ -127,6 +129,8 @@ def sanitizer(limit: float) -> Stage:
         findings = [line for line in run["output"].splitlines() if line.startswith("=========")]
         runs[name] = shortened(run, 40) | {"findings": findings[:60]}
     bad = [name for name, run in runs.items() if run["status"] != "passed"]
+    if all(unsupported):
+        return {"status": "skipped", "seconds": 0.0, "output": "compute-sanitizer does not support this device"}
     seconds = max(run["seconds"] for run in runs.values())
     output = f"not clean: {', '.join(bad)}" if bad else "clean"
     return {"status": "failed" if bad else "passed", "seconds": seconds, "runs": runs, "output": output}

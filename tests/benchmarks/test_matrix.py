@@ -105,6 +105,26 @@ def test_a_way_that_fails_does_not_cost_the_others(monkeypatch):
     assert any("ZeroDivisionError" in skip["why"] for skip in missing)
 
 
+def test_a_cell_or_a_kernel_that_fails_does_not_cost_the_others(monkeypatch):
+    measured = matrix.measure_cell
+
+    def fails_once(work, cell, *arguments):
+        if cell == next(iter(CELLS)):
+            raise RuntimeError("no graph today")
+        return measured(work, cell, *arguments)
+
+    monkeypatch.setattr(matrix, "measure_cell", fails_once)
+    monkeypatch.setattr(kernels.Case, "check", lambda case, backends: 1 / 0)
+    saved = {}
+    matrix.run_loops(CPU, Budget(60), tuple(CELLS)[:2], True, saved.update)
+    assert [cell["workload"] for cell in saved["loops"]] == ["unet1d"]
+    assert any(skip["why"] == "RuntimeError: no graph today" for skip in saved["skipped"])
+    monkeypatch.setattr(kernels, "backends", lambda device: (["cpu"], []))
+    records = list(kernels.run(CPU, Budget(60), (4096,), 0.001, compile_too=False))
+    assert len(records) == len(kernels.KERNELS) * len(kernels.PRECISIONS)
+    assert all(record["why"].startswith("ZeroDivisionError") for record in records)
+
+
 @pytest.mark.parametrize("precision", kernels.PRECISIONS)
 @pytest.mark.parametrize("kernel", kernels.KERNELS, ids=lambda k: k.name)
 def test_kernels_compute_their_formulas(kernel, precision):

@@ -130,3 +130,13 @@ def test_every_tool_of_the_sanitizer_runs_on_both_programs(tmp_path, monkeypatch
         assert run["summary"] == f"ERROR SUMMARY: {errors} errors"
         assert "--error-exitcode 1 --kernel-name kns=fastdiff" in run["output"][0]
         assert run["output"][0].endswith(f"-m benchmarks.sanitize {name.split()[1]}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+def test_a_device_the_sanitizer_does_not_support_is_no_failure(tmp_path, monkeypatch):
+    program = tmp_path / "compute-sanitizer"
+    program.write_text('#!/bin/sh\n[ "$1" = --help ] || { echo "========= Error: Device not supported"; exit 1; }\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    stage = stages.sanitizer(60)
+    assert stage["status"] == "skipped" and "does not support" in stage["output"]
