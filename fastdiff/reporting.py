@@ -14,7 +14,15 @@ Report = Callable[[int, "Level | None", Tensor, "Tensor | None"], None]
 
 
 class StepInfo(NamedTuple):
-    """What a callback receives at the end of a step."""
+    """What a callback receives at the end of a step.
+
+    Attributes:
+        step: its number, from 0.
+        level: where it began.
+        x: the state after it, [B, ...] in the state's dtype. Only to be read: writing to it has no defined effect (an
+            eager run may go on with it, a graph never does).
+        denoised: the last predicted x_0 of the step, alike.
+    """
 
     step: int
     level: Level

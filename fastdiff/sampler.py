@@ -238,7 +238,8 @@ class Sampler:
         Where the plan keeps its structure, one captured loop serves other sigmas, lambdas and guidance weights.
 
         Args:
-            changes: arguments of `Sampler`. New sigmas or timesteps take the place of steps, schedule and its options.
+            changes: arguments of `Sampler`; all others are those it was made with, and its present model. New sigmas or
+                timesteps take the place of steps, schedule and its options.
         """
         arguments = {**self._arguments, "model": self.model}
         if changes.get("sigmas") is not None or changes.get("timesteps") is not None:
@@ -262,7 +263,8 @@ class Sampler:
             raise ValueError("graph must not be 'off' to capture (it is 'off' by itself where there are no graphs)")
         now = object.__new__(Sampler)  # the same sampler, but that it does not wait
         vars(now).update(vars(self), _waits=False)
-        for batch in sorted({batches} if isinstance(batches, int) else set(batches), reverse=True):
+        wanted = batches if isinstance(batches, Sequence) else [batches]
+        for batch in sorted({check_count("batches", batch) for batch in wanted}, reverse=True):
             now(batch, **arguments)
 
     def stats(self) -> GraphStats:

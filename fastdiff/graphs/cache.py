@@ -81,6 +81,7 @@ class GraphCache:
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._failed: OrderedDict[Hashable, None] = OrderedDict()
+        self._state: Hashable = None
         self._histories: OrderedDict[Hashable, _History] = OrderedDict()
         self._device: GraphDevice | None = None
         self._stats = GraphStats()
@@ -140,7 +141,9 @@ class GraphCache:
         tensors: list[Tensor],
     ) -> _Entry | None:
         """A new graph for (work, state), unless it is too early, or known to be in vain."""
-        key = work, state
+        if state == self._state:
+            state = self._state  # one of a thousand keys' states is as long as the list of the weights
+        self._state, key = state, (work, state)
         self._stats.misses += 1
         if key in self._failed or work in self._failed:
             self._stats.fallbacks += 1

@@ -44,8 +44,10 @@ def modules_of(thing: Any, depth: int = _DEPTH) -> Iterator[nn.Module | Tensor]:
     elif isinstance(thing, FunctionType):
         inner += [value for cell in thing.__closure__ or () if (value := _contents(cell)) is not None]
         inner += [thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__]
+    elif hasattr(thing, "__dict__"):
+        inner += list(vars(thing).values())[:_WIDTH]
     else:
-        inner += list(getattr(thing, "__dict__", {}).values())[:_WIDTH]
+        inner += [getattr(thing, name, None) for name in getattr(type(thing), "__slots__", ())]
     for value in inner:
         yield from modules_of(value, depth - 1)
 
@@ -57,6 +59,7 @@ def _contents(cell: Any) -> Any:
         return None
 
 
+_HOOKS = "_forward_hooks", "_forward_pre_hooks"
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _WITHOUT_TENSORS = frozenset(
     (type(None), bool, int, float, str, type, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -93,10 +96,11 @@ def weights(called: Iterable[Any]) -> tuple[list[Tensor], tuple[Hashable, ...]]:
         visited.add(identity)
         parts = module.__dict__
         state += (identity, parts.get("training"))  # a compiled module has its inner module's
-        if hooks := parts["_forward_hooks"]:
-            state += ("hooks", *hooks)
-        if hooks := parts["_forward_pre_hooks"]:
-            state += ("hooks before", *hooks)
+        for kind in _HOOKS:
+            if hooks := parts[kind]:
+                state += (kind, *hooks)
+                for thing in modules_of(tuple(hooks.values()), _DEPTH + 1):
+                    (found if isinstance(thing, Tensor) else stack).append(thing)  # type: ignore[arg-type]
         if of_its_own := parts["_parameters"]:
             found += of_its_own.values()
         if of_its_own := parts["_buffers"]:

@@ -68,6 +68,27 @@ def test_a_method_of_a_plain_object(graphs):
     assert same_as_eager(sampler) and counts(sampler, "captures") == (2,)
 
 
+class Slotted:
+    __slots__ = ("net",)
+
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, x, t):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("kind", ["slots", "hook"])
+def test_weights_in_slots_and_behind_hooks(kind, graphs):
+    net = nn.Linear(3, 3).to(graphs.device)
+    holder = Holder(graphs.device)
+    holder.act.register_forward_hook(lambda module, inputs, output: net(output))
+    sampler = quick(graphs, Slotted(net) if kind == "slots" else holder)
+    assert same_as_eager(sampler)
+    doubled(net)
+    assert same_as_eager(sampler) and counts(sampler, "captures") == (2,)
+
+
 def test_a_module_in_cond(graphs):
     net = nn.Linear(3, 3).to(graphs.device)
     sampler = quick(graphs, lambda x, t, net: net(x))
@@ -210,6 +231,14 @@ def test_stats_while_another_thread_captures(graphs):
     stop.append(True)
     thread.join(60)
     assert not wrong and not thread.is_alive()
+
+
+def test_batches_to_capture_are_counts(graphs):
+    sampler = quick(graphs)
+    for batches in (0, 2.5, [2, "3"], True):
+        with pytest.raises(ValueError, match="batches must be"):
+            sampler.capture(batches)
+    assert counts(sampler, "captures") == (0,)
 
 
 # --- one network alone -----------------------------------------------------------------------------------------------
