@@ -186,7 +186,6 @@ _SWITCHES = [
     torch.is_inference_mode_enabled,
     torch.get_default_dtype,
     _C._get_deterministic_algorithms,
-    _C._get_float32_matmul_precision,
     _C._get_cublas_allow_fp16_reduced_precision_reduction,
     _C._get_cublas_allow_bf16_reduced_precision_reduction,
     _C._get_cublas_allow_fp16_accumulation,
@@ -197,6 +196,7 @@ _SWITCHES = [
     _C._get_cudnn_enabled,
     _C._get_cudnn_benchmark,
     _C._get_cudnn_deterministic,
+    # What the older allow_tf32 and set_float32_matmul_precision set too; reading those fails once these have been set.
     *(partial(_C._get_fp32_precision_getter, "cuda", kind) for kind in ("matmul", "conv", "rnn")),
 ]
 

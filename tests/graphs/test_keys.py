@@ -110,6 +110,8 @@ SWITCHES = {
         "allow_bf16_reduced_precision_reduction",
         not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
     ),
+    "matmul.fp32_precision": lambda g: switch(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "conv.fp32_precision": lambda g: switch(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
 }
 
 
