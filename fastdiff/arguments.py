@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,6 +117,24 @@ def label_tensor(labels: Any, batch: int, label_dim: int | None, device: torch.d
     elif label_dim is not None and given.shape[1] != label_dim:
         raise ValueError(f"labels must have {label_dim} columns, got {given.shape[1]}")
     return given.to(device).contiguous()
+
+
+def conditioning(
+    cond: Mapping[str, Any] | None, labels: Any, batch: int, label_dim: int | None, device: torch.device
+) -> dict[str, Any]:
+    """The keyword arguments of the model and the guidance terms, with the labels among them if there are any.
+
+    Raises:
+        TypeError, ValueError: `cond` is no dict, or has the labels that are given beside it too; see `label_tensor`.
+    """
+    if cond is not None and not isinstance(cond, Mapping):
+        raise TypeError(f"cond must be a dict of keyword arguments, got {type(cond).__name__}")
+    given = dict(cond or {})
+    if labels is not None:
+        if given.get("labels") is not None:
+            raise ValueError("labels must be left out when cond has 'labels'")
+        given["labels"] = label_tensor(labels, batch, label_dim, device)
+    return given
 
 
 def clip_range(clip_denoised: bool | Sequence[float]) -> tuple[float, float] | None:

@@ -15,17 +15,17 @@ from .arguments import (
     check_x_init,
     clip_range,
     compile_network,
+    conditioning,
     dtype_of_model,
     explicit_levels,
     graph_mode,
-    label_tensor,
     model_device,
     resolve_device,
     resolve_shape,
 )
 from .compiler import compile_plan
 from .denoiser import Denoiser
-from .errors import check_choice, check_count
+from .errors import check_choice, check_count, check_finite
 from .executor import Executor, Request
 from .exposure import LinearScale, epsilon_scales
 from .graphs import GraphCache, GraphStats
@@ -233,7 +233,7 @@ class Sampler:
     # -- graphs -------------------------------------------------------------------------------------------------------
 
     def replace(self, **changes: Any) -> Sampler:
-        """A sampler with some arguments changed, on the same graphs.
+        """A sampler with some arguments changed, on the same graphs; assigning to attributes would not do it.
 
         Where the plan keeps its structure, one captured loop serves other sigmas, lambdas and guidance weights.
 
@@ -283,7 +283,7 @@ class Sampler:
             What was found; "no gain expected" if nothing is at least 3 % faster than eager.
         """
         size = resolve_shape(shape, self.shape)
-        tuning, variant = tune(self, size, seconds, arguments)
+        tuning, variant = tune(self, size, check_finite("seconds", seconds), arguments)
         self._tuned[size] = self.model, variant
         return tuning
 
@@ -340,9 +340,7 @@ class Sampler:
             raise ValueError("x_init must be given to solver 'ddim_inversion': the data to invert")
         if noise is not None and generator is not None:
             raise ValueError("generator must be left out when noise is given")
-        cond = dict(cond or {})
-        if labels is not None:
-            cond["labels"] = label_tensor(labels, size[0], getattr(self.model, "label_dim", None), self.device)
+        cond = conditioning(cond, labels, size[0], getattr(self.model, "label_dim", None), self.device)
         trajectory: list[Tensor] = []
 
         def report(step: int, level: Level | None, x: Tensor, denoised: Tensor | None) -> None:

@@ -304,3 +304,14 @@ def test_call_refusals_name_the_argument_before_any_work(name):
     with pytest.raises((ValueError, TypeError), match=name.split()[0]):
         Sampler(Labelled(), steps=3)(arguments.pop("shape"), **arguments)
     assert not called
+
+
+def test_cond_is_a_dict_and_labels_come_once():
+    sampler = Sampler(model, steps=3)
+    with pytest.raises(TypeError, match="cond must be a dict of keyword arguments, got list"):
+        sampler((2, 3), seeds=0, cond=[torch.zeros(2)])
+    with pytest.raises(ValueError, match="labels must be left out when cond has 'labels'"):
+        sampler((2, 3), seeds=0, labels=1, cond={"labels": torch.zeros(2)})
+    given = {"labels": torch.ones(2, dtype=torch.int64)}
+    assert sampler((2, 3), seeds=0, cond=given).equal(sampler((2, 3), seeds=0, labels=1))
+    assert sampler((2, 3), seeds=0, labels=1, cond={"labels": None}).equal(sampler((2, 3), seeds=0, cond=given))
