@@ -199,6 +199,16 @@ def test_loads_come_first(fixed: list[Kernel]) -> None:
         check_order(kernel.code)
 
 
+def test_general_forms_bring_their_row_near(compiled: dict[str, sass.Kernel]) -> None:
+    """Its numbers are read where they are used, behind branches: a prefetch ahead of the noise hides their latency."""
+    general = [code for name, code in compiled.items() if "combine_kernel" in name and "3AnyI" in name]
+    assert len(general) == 4
+    for code in general:
+        prefetches = [i for i, now in enumerate(code.instructions) if now.opcode.startswith("CCTL.E.PF1")]
+        philox = [i for i, now in enumerate(code.instructions) if now.is_philox]
+        assert len(prefetches) == 1 and prefetches[0] < philox[0]
+
+
 def test_words_of_16_bytes(fixed: list[Kernel]) -> None:
     """8 bytes for quads of 16-bit types; the large launches stream, the small ones do not."""
     for kernel in fixed:
