@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from fastdiff.graphs.device import graph_device
+
 Function = Callable[[], Any]
 
 
@@ -124,17 +126,15 @@ def per_launch(launches: Sequence[Function], device: torch.device, seconds: floa
     """
     if device.type != "cuda":
         return _repeat(launches, seconds)
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            for launch in launches:
-                launch()
-    stream.synchronize()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    machine = graph_device(device)
+
+    def work() -> None:
         for launch in launches:
             launch()
+
+    for _ in range(2):
+        machine.warm_up(work)
+    graph, _ = machine.capture(work)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
     def replay() -> float:
@@ -180,6 +180,6 @@ def hot_and_cold(
     if sets != 1:
         result["hot_us"] = per_launch([lambda: launch(0)] * 20, device, seconds / 2)
     if sets:
-        turns = [lambda i=i: launch(i) for i in range(sets)] * max(1, 4 // sets)  # type: ignore[misc]
+        turns = [lambda i=i: launch(i) for i in range(sets)] * max(1, 8 // sets)  # type: ignore[misc]
         result["cold_us"] = per_launch(turns, device, seconds / 2)
     return result

@@ -45,8 +45,8 @@ def describe(device: torch.device) -> dict[str, Any]:
 def flags() -> dict[str, Any]:
     """The precision and determinism flags everything was measured under."""
     return {
-        "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
-        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "matmul_fp32_precision": torch.backends.cuda.matmul.fp32_precision,
+        "conv_fp32_precision": torch.backends.cudnn.conv.fp32_precision,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "autocast": torch.is_autocast_enabled("cuda"),
