@@ -124,7 +124,11 @@ class CudaGraphs:
             # Ending a capture that an error has broken raises another, and leaves the capture stream current.
             self._recover(graph)
             torch.cuda.set_stream(current)
-            raise (cause or [error])[0] from None
+            first = cause.pop() if cause else error
+            try:
+                raise first from None
+            finally:
+                del first  # or it and this frame, with the graph and what the capture made, would keep each other
         recorded = _CudaGraph(graph, self)
         self._graphs.add(recorded)
         return recorded, result
