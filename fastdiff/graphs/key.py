@@ -8,8 +8,8 @@ seen: they are frozen in a graph.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from functools import cache, partial
-from types import FunctionType, MethodType, ModuleType
+from functools import cache, lru_cache, partial
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ..plan import Same
 
 _DEPTH = 3  # how far functions, methods, plain objects and containers are searched
 _WIDTH = 64  # and how many things are looked at in each
+_REMEMBERED = 1024  # methods
 _COMPILER = "torch._dynamo"
 
 
@@ -38,18 +39,57 @@ def modules_of(thing: Any, depth: int = _DEPTH) -> Iterator[nn.Module | Tensor]:
     elif isinstance(thing, dict):
         inner += list(thing.values())[:_WIDTH] if len(thing) <= _WIDTH else []
     elif isinstance(thing, MethodType):
-        inner += [thing.__self__, thing.__func__]
+        inner += [thing.__func__, *_used(thing.__self__, thing.__func__)]
     elif isinstance(thing, FunctionType) and str(thing.__globals__.get("__name__")).startswith(_COMPILER):
         inner.append(getattr(thing, "_torchdynamo_orig_callable", None))
     elif isinstance(thing, FunctionType):
         inner += [value for cell in thing.__closure__ or () if (value := _contents(cell)) is not None]
         inner += [thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__]
     elif hasattr(thing, "__dict__"):
-        inner += list(vars(thing).values())[:_WIDTH]
+        inner += _used(thing, vars(type(thing)).get("__call__") if depth == _DEPTH else None)
     else:
         inner += [getattr(thing, name, None) for name in getattr(type(thing), "__slots__", ())]
     for value in inner:
         yield from modules_of(value, depth - 1)
+
+
+def _used(thing: Any, method: Any) -> list[Any]:
+    """What a method of a thing may look at: a module, or of other things the attributes that its code names, so that
+    an agent that keeps its last observation beside its network has the same signature in every call. Attributes
+    whose names are computed, or that only other objects use, are not found."""
+    if isinstance(thing, nn.Module) or not hasattr(thing, "__dict__"):
+        return [thing]
+    kind: Any = type(thing)
+    names = _named(kind, method) if isinstance(method, FunctionType) else None
+    return [value for name, value in vars(thing).items() if names is None or name in names][:_WIDTH]
+
+
+@lru_cache(_REMEMBERED)
+def _named(kind: Any, method: FunctionType) -> frozenset[str]:
+    """Names and strings in the code of a method, and in that of the methods and functions it names."""
+    names: set[str] = set()
+    seen: set[int] = set()
+    stack: list[Any] = [method]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, property):
+            part = part.fget
+        elif isinstance(part, (staticmethod, classmethod, MethodType)):
+            part = part.__func__
+        if not isinstance(part, FunctionType) or id(part) in seen or str(part.__module__).startswith("torch."):
+            continue
+        seen.add(id(part))
+        stack += [_contents(cell) for cell in part.__closure__ or ()]  # what a decorator is around
+        new = _names_in(part.__code__)
+        names |= new
+        stack += [part.__globals__[name] for name in new if name in part.__globals__]
+        stack += [vars(base)[name] for base in kind.__mro__ for name in new if name in vars(base)]
+    return frozenset(names)
+
+
+def _names_in(code: CodeType) -> set[str]:
+    inner = [_names_in(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return {*code.co_names, *(part for part in code.co_consts if isinstance(part, str))}.union(*inner)
 
 
 def _contents(cell: Any) -> Any:

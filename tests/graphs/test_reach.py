@@ -68,6 +68,43 @@ def test_a_method_of_a_plain_object(graphs):
     assert same_as_eager(sampler) and counts(sampler, "captures") == (2,)
 
 
+class Agent:
+    """Its network is behind a decorator, a method, a function and a property; what lies beside it does not count."""
+
+    def __init__(self, device):
+        self._net, self.seen = nn.Linear(3, 3).to(device), []
+
+    @property
+    def net(self):
+        return self._net
+
+    def denoise(self, x):
+        return next(network_of(self)(part) for part in (x,))
+
+    @torch.no_grad()
+    def model(self, x, t):
+        return self.denoise(x)
+
+    def __call__(self, x, t):
+        return getattr(self, "_net")(x)  # noqa: B009
+
+
+def network_of(agent):
+    return agent.net
+
+
+@pytest.mark.parametrize("kind", ["method", "call"])
+def test_an_agent_that_keeps_its_actions(kind, graphs):
+    agent = Agent(graphs.device)
+    sampler = quick(graphs, agent.model if kind == "method" else agent)
+    for seed in range(3):
+        agent.seen.append(sampler(2, seeds=seed))
+        agent.last = agent.seen[-1]
+    assert same_as_eager(sampler) and counts(sampler, "captures", "hits") == (1, 3)
+    doubled(agent.net)
+    assert same_as_eager(sampler) and counts(sampler, "captures") == (2,)
+
+
 class Slotted:
     __slots__ = ("net",)
 
