@@ -62,6 +62,7 @@ class _History:
 
 @dataclass
 class _Entry:
+    key: Hashable
     run: CapturedRun
     history: _History
     kept: list[Any]  # what the graph reads or was recorded from: it must not be freed before the graph
@@ -117,7 +118,7 @@ class GraphCache:
                 entry = self._miss(device, work, state, executor, request, scope, waits, tensors)
                 if entry is None:
                     return None
-            self._entries.move_to_end(key)
+            self._entries.move_to_end(entry.key)  # the same object, so that nothing is compared again
             self._stats.padded += request.shape[0] - request.rows
             return entry.run.replay(executor, request)
 
@@ -184,7 +185,7 @@ class GraphCache:
             self._fail(key, str(error))
             return None
         storages = [tensor.untyped_storage() for tensor in tensors]  # of a tensor whose .data may be replaced
-        entry = self._entries[key] = _Entry(run, history, [request.model, request.terms, *storages])
+        entry = self._entries[key] = _Entry(key, run, history, [request.model, request.terms, *storages])
         self._stats.captures += 1
         self._stats.milliseconds += run.milliseconds
         while len(self._entries) > self._max_graphs:
