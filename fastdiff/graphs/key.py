@@ -7,7 +7,7 @@ seen: they are frozen in a graph.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cache, lru_cache, partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -221,23 +221,39 @@ def _by_identity(kind: type) -> bool:
     return kind.__hash__ is object.__hash__ and kind.__eq__ is object.__eq__
 
 
-_C: Any = torch._C  # what PyTorch's public switches read, without the Python around it
-_SWITCHES = [
+_CUDA: Any = torch.backends.cuda
+_CUDNN: Any = torch.backends.cudnn
+
+
+def _getter(name: str, switch: Callable[[], Hashable]) -> Callable[[], Hashable]:
+    """What a switch of PyTorch reads, without the Python around it; the switch, where a version calls it otherwise."""
+    return getattr(torch._C, name, switch)
+
+
+_SWITCHES: list[Callable[[], Hashable]] = [
     torch.is_inference_mode_enabled,
     torch.get_default_dtype,
-    _C._get_deterministic_algorithms,
-    _C._get_cublas_allow_fp16_reduced_precision_reduction,
-    _C._get_cublas_allow_bf16_reduced_precision_reduction,
-    _C._get_cublas_allow_fp16_accumulation,
-    _C._get_flash_sdp_enabled,
-    _C._get_mem_efficient_sdp_enabled,
-    _C._get_math_sdp_enabled,
-    _C._get_cudnn_sdp_enabled,
-    _C._get_cudnn_enabled,
-    _C._get_cudnn_benchmark,
-    _C._get_cudnn_deterministic,
-    # What the older allow_tf32 and set_float32_matmul_precision set too; reading those fails once these have been set.
-    *(partial(_C._get_fp32_precision_getter, "cuda", kind) for kind in ("matmul", "conv", "rnn")),
+    torch.are_deterministic_algorithms_enabled,
+    _CUDA.flash_sdp_enabled,
+    _CUDA.mem_efficient_sdp_enabled,
+    _CUDA.math_sdp_enabled,
+    _CUDA.cudnn_sdp_enabled,
+    _getter("_get_cudnn_enabled", lambda: _CUDNN.enabled),
+    _getter("_get_cudnn_benchmark", lambda: _CUDNN.benchmark),
+    _getter("_get_cudnn_deterministic", lambda: _CUDNN.deterministic),
+    _getter("_get_cublas_allow_fp16_accumulation", lambda: _CUDA.matmul.allow_fp16_accumulation),
+    _getter(
+        "_get_cublas_allow_fp16_reduced_precision_reduction",
+        lambda: _CUDA.matmul.allow_fp16_reduced_precision_reduction,
+    ),
+    _getter(
+        "_get_cublas_allow_bf16_reduced_precision_reduction",
+        lambda: _CUDA.matmul.allow_bf16_reduced_precision_reduction,
+    ),
+    # What the older allow_tf32 and set_float32_matmul_precision set too; reading those fails once these are set.
+    lambda: _CUDA.matmul.fp32_precision,
+    lambda: _CUDNN.conv.fp32_precision,
+    lambda: _CUDNN.rnn.fp32_precision,
 ]
 
 
