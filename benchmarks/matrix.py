@@ -232,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parts", default="", help="of limits,kernels,loops; default: all on a GPU, loops on the CPU")
     parser.add_argument("--only", default="", help="loops of one workload: mlp, unet1d, unet or guided")
     parser.add_argument(
-        "--out", type=Path, help="result file; default: benchmarks/results/DEVICE.json, for --quick none"
+        "--out", type=Path, help="result file; default: benchmarks/results/loops-DEVICE.json, for --quick none"
     )
     given = parser.parse_args(arguments)
     device = torch.device(given.device)

@@ -7,13 +7,13 @@ are optional. Importing this module loads `_C` (40 KB) and nothing else, the oth
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 
+from ..errors import warn
 from . import reference_ops
 
 _OLDEST_TRITON = (3, 6)
@@ -104,11 +104,7 @@ def best(kind: str) -> str:
 @cache
 def fall_back(kind: str) -> str:
     """Say once that the reference backend runs, and return its name."""
-    warnings.warn(
-        f"fastdiff runs its reference backend (correct, slower) on {kind}: {_why_none(kind)}.",
-        RuntimeWarning,
-        stacklevel=5,
-    )
+    warn(f"fastdiff runs its reference backend (correct, slower) on {kind}: {_why_none(kind)}.")
     return "reference"
 
 
