@@ -71,6 +71,7 @@ class _Compiler:
         self.plan = Plan()
         self.slots: dict[Atom, int] = {}
         self.birth: dict[Atom, int] = {}
+        self.order = {atom: i for i, atom in enumerate(trace.atoms)}
         self.event_gap: list[int] = []
 
     # -- which gap can make what ------------------------------------------------------------------------------------
@@ -259,9 +260,16 @@ class _Compiler:
                 else:
                     scaled.add(atom)
                 atoms.update(dict.fromkeys(self._inner(atom)))
-        draws = [a for a in atoms if isinstance(a, Draw)]
-        tensors = [a for a in atoms if not isinstance(a, Draw)]
+        draws = sorted((a for a in atoms if isinstance(a, Draw)), key=lambda draw: draw.k)
+        tensors = sorted((a for a in atoms if not isinstance(a, Draw)), key=self._rank)
         return tensors, draws, clips, scaled
+
+    def _rank(self, atom: Atom) -> tuple[int, int]:
+        """Sums run in the order in which tensors come to be, whatever else a launch writes: observed runs have the bits
+        of others, and plans that differ in numbers one structure."""
+        if isinstance(atom, Buffer):
+            return self.birth.get(atom, len(self.trace.events) + 1), atom.event  # a partial sum is the last
+        return self.birth[atom], self.order[atom]
 
     def _inner(self, atom: Clip | Scaled) -> dict[Atom, float]:
         return self._expand(atom.value, self.birth[atom]).linear
