@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from itertools import islice
 from weakref import ref
 
 import numpy as np
@@ -149,7 +150,7 @@ class Plan:
     def parallel(self, at: int) -> int:
         """How many items from number `at` on are network and guidance of one evaluation; 0 if there are not both."""
         kinds: list[type] = []
-        for item in self.items[at:]:
+        for item in islice(self.items, at, None):
             if isinstance(item, Launch) or not isinstance(item.event, (Evaluate, Guide)):
                 break
             kinds.append(type(item.event))
@@ -172,10 +173,8 @@ class Plan:
 
     def step_at(self, at: int) -> int | None:
         """The step of the first call from item `at` on, or None."""
-        for item in self.items[at:]:
-            if isinstance(item, Call):
-                return item.event.step
-        return None
+        calls = (item for item in islice(self.items, at, None) if isinstance(item, Call))
+        return next((call.event.step for call in calls), None)
 
     def __str__(self) -> str:
         from .plan_table import describe

@@ -6,9 +6,9 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from .graphs import GraphedNetwork, has_graphs
@@ -111,4 +111,4 @@ def _milliseconds(
             variant(size, **arguments)
             wait()
             times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * median(values) for name, values in times.items()}
+    return {name: 1e3 * float(np.median(values)) for name, values in times.items()}

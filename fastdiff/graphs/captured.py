@@ -82,6 +82,7 @@ class CapturedRun:
     def _record(self, device: GraphDevice, walk: Callable[[], Walk], scope: str) -> Tensor:
         plan = self._plan
         self._ends, run = plan.pieces("loop" if scope == "loop" else "step"), walk()
+        self._steps = [plan.step_at(begin) for begin in (0, *self._ends[:-1])]
         for end in self._ends:
             graph, _ = device.capture(lambda end=end: run.advance(end))  # type: ignore[misc]
             self.graphs.append(graph)
@@ -95,9 +96,8 @@ class CapturedRun:
     def replay(self, executor: Executor, request: Request) -> Tensor:
         """Run with the request's values and the executor's numbers: the final state, in memory of its own."""
         self._load(executor, request)
-        plan, begin, rows = executor.plan, 0, request.rows
-        for end, graph in zip(self._ends, self.graphs):
-            step = plan.step_at(begin)
+        plan, rows = executor.plan, request.rows
+        for end, step, graph in zip(self._ends, self._steps, self.graphs):
             if request.tick is not None and step is not None:
                 request.tick(step)
             graph.replay()
@@ -105,7 +105,6 @@ class CapturedRun:
             if request.report is not None and isinstance(last, Call) and isinstance(last.event, Report):
                 seen = [static[:rows].clone() for static, _ in zip(self._reported, last.slots)]
                 request.report(last.event.step, last.event.level, seen[0], seen[1] if len(seen) > 1 else None)
-            begin = end
         assert self._final is not None
         return self._final[:rows].clone()
 
