@@ -16,7 +16,7 @@ from .sampler import Sampler, StepInfo
 
 def __getattr__(name: str) -> Any:
     """Rooms that not every user needs are imported when they are first asked for."""
-    if name in ("data", "models", "training"):
+    if name in ("data", "evaluation", "exposure", "guidance", "models", "presets", "sweep", "training"):
         return import_module(f"fastdiff.{name}")
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 

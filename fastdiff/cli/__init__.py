@@ -12,8 +12,14 @@ import click
 __all__ = ["CliError", "main"]
 
 _COMMANDS = {  # name: (module, one line for --help)
+    "calibrate": ("fastdiff.cli.calibrate", "Choose epsilon scaling's lambda by measurement."),
+    "evaluate": ("fastdiff.cli.evaluate", "Frechet distance, precision and recall of samples."),
+    "exposure": ("fastdiff.cli.exposure", "Measure the drift between training and sampling."),
+    "presets": ("fastdiff.cli.presets", "List published settings with their sources and FID."),
     "sample": ("fastdiff.cli.sample", "Draw samples and save them as a grid and an array."),
+    "sweep": ("fastdiff.cli.sweep", "Compare samplers over a grid of settings, resumably."),
     "train": ("fastdiff.cli.train", "Train a diffusion model from a configuration file."),
+    "train-discriminator": ("fastdiff.cli.train_discriminator", "Train a discriminator for discriminator guidance."),
 }
 
 
