@@ -1,6 +1,7 @@
-"""The closed-form networks of the recorded cases: Gaussian mixtures, in float64 whatever the dtype of the state.
+"""The closed-form networks of the recorded cases, in float64 whatever the dtype of the state.
 
-Formulas: section 3 of the edm folder's SPEC.md and section 2 of the ddpm folder's.
+Denoisers of Gaussian mixtures, a discriminator and a classifier. Formulas: sections 3 and 4 of the edm folder's SPEC.md
+and section 2 of the ddpm folder's.
 """
 
 from __future__ import annotations
@@ -91,6 +92,35 @@ class Denoiser:
         return sigma if self.table is None else float(self.table[np.abs(self.table - sigma).argmin()])
 
 
+class Discriminator:
+    """The log odds that a VP-scaled y at time t is real, called as discriminator(y, t, labels=None) -> logit [B].
+
+    `kind` as in a case's `discriminator.kind`: "sat" is so steep that its probability is clipped, "neg" takes most
+    samples for fakes, "cond" looks at the labels, one-hot [B, L]. Differentiable with respect to y.
+    """
+
+    KINDS = ("base", "sat", "neg", "cond")
+
+    def __init__(self, mixture_set: str, kind: str):
+        if kind not in self.KINDS:
+            raise ValueError(f"no rule for the discriminator kind {kind!r}")
+        parameters = {name: torch.as_tensor(_edm_parameters()[f"{mixture_set}/{name}"]) for name in ("W1", "W2", "V")}
+        self.w1, self.w2, self.v = parameters["W1"], parameters["W2"], parameters["V"]
+        self.bias, neg = (float(_edm_parameters()[f"{mixture_set}/{name}"]) for name in ("b", "neg_shift"))
+        self.scale = float(_edm_description()[mixture_set]["sat_scale"]) if kind == "sat" else 1.0
+        self.shift, self.conditional = neg if kind == "neg" else 0.0, kind == "cond"
+
+    def __call__(self, y: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        state, t = y.double(), t.double()
+        logit = (1 - 0.5 * t) * (self.w1 * state.tanh()).flatten(1).sum(1)
+        logit = logit + 0.1 * (self.w2 * state.square()).flatten(1).sum(1) + self.bias
+        if self.conditional:
+            if labels is None:
+                raise ValueError("this discriminator needs labels")
+            logit = logit + ((labels.double() @ self.v.flatten(1)) * state.flatten(1)).sum(1)  # a row of zeros: no label
+        return self.scale * logit - self.shift
+
+
 @cache
 def _vp_mixture(name: str) -> Mixture:
     description = json.loads((ROOT / "ddpm" / "model.json").read_text(encoding="utf-8"))
@@ -109,7 +139,7 @@ def _alpha_bar_tables() -> dict[str, np.ndarray]:
 class DiscreteModel:
     """A network of a discrete VP process (`vp_discrete`), called as model(x, t).
 
-    Its output has the shape of x, or twice the channels with a variance head (`extra`).
+    Its output has the shape of x, or twice the channels with a variance head (`extra`). Labels change nothing.
     """
 
     def __init__(self, description: Mapping[str, Any]):
@@ -132,7 +162,7 @@ class DiscreteModel:
         high = (low + 1).clamp(max=len(self.table) - 1)
         return self.table[low] + (u - low) * (self.table[high] - self.table[low])
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         abar = self.alpha_bar(t)
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         state, x0 = x.double(), self.mixture.denoise(x, alpha, sigma)
@@ -146,3 +176,14 @@ class DiscreteModel:
             head = (0.9 * (state.roll(-1, 1) - mean)).tanh()
             out = torch.cat([out, head if self.extra == "range" else head - 3.0], 1)
         return out.to(x.dtype)
+
+
+class Classifier:
+    """guided-diffusion's toy classifier, called as classifier(x, t) -> logits [B, K]; differentiable in x."""
+
+    def __init__(self) -> None:
+        with np.load(ROOT / "ddpm" / "model.npz") as archive:
+            self.w = torch.as_tensor(archive["classifier_W"], dtype=torch.float64)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return x.double().flatten(1) @ self.w.T / (1 + t.double()[:, None] / 1000)
