@@ -1,8 +1,9 @@
-"""Networks and their files: `UNet`, `save`, `load`."""
+"""Networks and their files: `UNet`, `Classifier`, `save`, `load`."""
 
 from __future__ import annotations
 
+from .classifier import Classifier
 from .io import ModelFileError, load, read_metadata, save
 from .unet import UNet
 
-__all__ = ["ModelFileError", "UNet", "load", "read_metadata", "save"]
+__all__ = ["Classifier", "ModelFileError", "UNet", "load", "read_metadata", "save"]

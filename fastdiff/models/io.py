@@ -19,12 +19,13 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from ..files import atomic_path
+from .classifier import Classifier
 from .unet import UNet
 
 __all__ = ["ModelFileError", "check_tensors", "load", "load_tensors", "read_metadata", "save", "save_tensors"]
 
-_ARCHITECTURES: dict[str, type[nn.Module]] = {"UNet": UNet}
-_SHIPPED = {"digits": "digits.safetensors"}
+_ARCHITECTURES: dict[str, type[nn.Module]] = {"Classifier": Classifier, "UNet": UNet}
+_SHIPPED = {"digits": "digits.safetensors", "digits_classifier": "digits_classifier.safetensors"}
 _KEY = "fastdiff"
 
 
@@ -32,14 +33,14 @@ class ModelFileError(ValueError):
     """A model file that is missing, damaged or not one of fastdiff's; the message names the file."""
 
 
-def save(path: str | Path, model: UNet, metadata: dict[str, Any]) -> None:
+def save(path: str | Path, model: nn.Module, metadata: dict[str, Any]) -> None:
     """Writes `model` to `path`: appears whole or not at all.
 
     Args:
         path: file to write, by habit `*.safetensors`; its folder exists.
-        model: the network; its parameters and buffers are stored in their own dtypes.
-        metadata: JSON-serialisable description: `prediction` ("edm") and `sigma_data` say how the output is
-            to be read, `training` is the provenance; the architecture and its configuration are added here.
+        model: a network of this package; its parameters and buffers are stored in their own dtypes.
+        metadata: JSON-serialisable description: `prediction` ("edm") and `sigma_data` say how a denoiser's output
+            is to be read, `training` is the provenance; the architecture and its configuration are added here.
 
     Raises:
         OSError: the file cannot be written.
@@ -48,11 +49,12 @@ def save(path: str | Path, model: UNet, metadata: dict[str, Any]) -> None:
     save_tensors(path, model.state_dict(), description)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> UNet:
+def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     """Reads a model file, or a shipped model by its name.
 
     Args:
-        path: a file written by `save`, or `"digits"` (the class-conditional 16x16 digits of this package).
+        path: a file written by `save`, or `"digits"` (the class-conditional 16x16 digits of this package) or
+            `"digits_classifier"` (their classifier).
         device: where the parameters go.
 
     Returns:
@@ -68,12 +70,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> UNet:
     if name not in _ARCHITECTURES or not isinstance(config, dict):
         raise ModelFileError(f"{file}: unknown architecture {name!r}; known: {', '.join(_ARCHITECTURES)}")
     try:
-        model = _ARCHITECTURES[name](**config)
+        model: Any = _ARCHITECTURES[name](**config)
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{file}: the configuration does not build a {name}: {error}") from None
     check_tensors(file, tensors, model.state_dict())
     model.load_state_dict(tensors, assign=True)
-    assert isinstance(model, UNet)
     model.metadata = metadata
     return model.to(device).eval().requires_grad_(False)
 

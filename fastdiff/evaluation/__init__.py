@@ -1,0 +1,22 @@
+"""Scores of samples against real images: feature spaces, Frechet distance, precision and recall, samples by seed.
+
+`Evaluator(images)` needs `pip install 'fastdiff[eval]'` (torchmetrics, prdc).
+"""
+
+from __future__ import annotations
+
+from .features import FeatureError, extract, features_digest, get_features
+from .generate import generate
+from .scores import Evaluator, Scores, frechet_distance, precision_recall
+
+__all__ = [
+    "Evaluator",
+    "FeatureError",
+    "Scores",
+    "extract",
+    "features_digest",
+    "frechet_distance",
+    "generate",
+    "get_features",
+    "precision_recall",
+]

@@ -1,0 +1,173 @@
+"""Frechet distance, precision and recall of samples against real images, by torchmetrics and prdc."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import check_count
+from .features import eight_bit, extract, get_features
+
+__all__ = ["Evaluator", "Scores", "frechet_distance", "precision_recall"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an `Evaluator` found.
+
+    Attributes:
+        frechet: squared Frechet distance between Gaussians fitted to the features; 0 is best.
+        precision: fraction of the samples within the real features' manifold.
+        recall: fraction of the real features within the samples' manifold.
+        samples: how many were scored.
+    """
+
+    frechet: float
+    precision: float
+    recall: float
+    samples: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The scores by name."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"Frechet {self.frechet:.4g}, precision {self.precision:.3f}, recall {self.recall:.3f}"
+
+
+class Evaluator:
+    """Scores of samples against one set of real images, whose features are computed once.
+
+    Args:
+        reference: real images, floating point [M, C, H, W] in [-1, 1] (any [M, ...] for a module that takes it).
+        features: what `get_features` takes.
+        neighbours: k of precision and recall.
+        most: precision and recall compare at most so many real and so many sampled features, the first ones: their
+            memory grows with the product.
+        levels: clamp images to [-1, 1] and round them to 256 levels, as an image file holds them. False for data that
+            are not images.
+        batch: images per call of the feature network.
+
+    Attributes:
+        module: the feature network.
+        reference: features of the real images, float64 [M, d].
+
+    Raises:
+        FeatureError, ValueError, ModuleNotFoundError: an argument that cannot be used, or a library that is missing.
+    """
+
+    def __init__(
+        self,
+        reference: Tensor,
+        features: str | os.PathLike[str] | nn.Module = "digits",
+        *,
+        neighbours: int = 3,
+        most: int = 10_000,
+        levels: bool = True,
+        batch: int = 500,
+    ) -> None:
+        self.neighbours = check_count("neighbours", neighbours)
+        self.most = check_count("most", most, neighbours + 2)
+        self.levels, self.batch = levels, batch
+        self.module = get_features(features)
+        self.reference = self.features(reference)
+        precision_recall(self.reference[: neighbours + 2], self.reference[: neighbours + 2], neighbours)
+        frechet_distance(self.reference[:2], self.reference[:2])  # what is missing shows before any sample is drawn
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of images, float64 [N, d]: for `score`, for instance of many subsets of one set."""
+        return extract(eight_bit(images) if self.levels else images, self.module, self.batch)
+
+    def score(self, features: Tensor) -> Scores:
+        """Scores of features [N, d] that `features` returned."""
+        frechet = frechet_distance(self.reference, features)
+        most = slice(self.most)
+        precision, recall = precision_recall(self.reference[most], features[most], self.neighbours)
+        return Scores(frechet, precision, recall, len(features))
+
+    def __call__(self, images: Tensor) -> Scores:
+        """Scores of images [N, C, H, W] in [-1, 1].
+
+        Raises:
+            ValueError: fewer images than `neighbours + 2`, or of a shape that the feature network does not take.
+            FloatingPointError: features that are not finite.
+        """
+        return self.score(self.features(images))
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """Squared Frechet distance between the Gaussians fitted to two sets (Heusel et al. 2017; torchmetrics, float64).
+
+    Args:
+        real: [N, d], N at least 2.
+        fake: [M, d], M at least 2. The order of the two does not matter.
+
+    Returns:
+        |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) with the unbiased covariances; 0 up to rounding for equal sets.
+
+    Raises:
+        ValueError: other shapes, or fewer than 2 rows.
+        ModuleNotFoundError: torchmetrics is not installed.
+    """
+    _check_pair(real, fake, 2)
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+    except ModuleNotFoundError as error:
+        raise _missing("the Frechet distance needs torchmetrics", error) from None
+    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]))
+    metric.update(real.detach().to("cpu", torch.float64), real=True)
+    metric.update(fake.detach().to("cpu", torch.float64), real=False)
+    return float(metric.compute())
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019; prdc).
+
+    Args:
+        real: [N, d], N at least k + 2.
+        fake: [M, d], M at least k + 2.
+        k: the manifold of a set is the union of balls around its points, up to their k-th nearest neighbours.
+
+    Returns:
+        (fraction of fake points in the manifold of the real ones, fraction of real points in that of the fake ones).
+
+    Raises:
+        ValueError: other shapes, or too few rows.
+        ModuleNotFoundError: prdc is not installed.
+    """
+    _check_pair(real, fake, check_count("k", k) + 2)
+    try:
+        from prdc import compute_prdc
+    except ModuleNotFoundError as error:
+        raise _missing("precision and recall need prdc", error) from None
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the sizes
+        found = compute_prdc(real.detach().cpu().double().numpy(), fake.detach().cpu().double().numpy(), k)
+    return float(found["precision"]), float(found["recall"])
+
+
+class _Identity(nn.Module):
+    """Features are what comes in."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def _check_pair(real: Tensor, fake: Tensor, least: int) -> None:
+    for name, features in (("real", real), ("fake", fake)):
+        if features.dim() != 2 or len(features) < least:
+            raise ValueError(f"{name} must be features [N, d] with N at least {least}, got {list(features.shape)}")
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(f"real and fake must have the same number of features, got {real.shape[1]}, {fake.shape[1]}")
+
+
+def _missing(what: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
+    return ModuleNotFoundError(f"{what}: pip install 'fastdiff[eval]' ({error})", name=error.name)
