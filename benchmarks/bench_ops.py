@@ -25,7 +25,7 @@ def launches(sampler: Sampler, which: slice):  # type: ignore[no-untyped-def]
     combine = native.operation("combine_out", resolve_backend(None))
     made = []
     for launch in sampler.plan().launches[which]:
-        table = torch.from_numpy(launch.row)[None].float()
+        table = torch.from_numpy(launch.table).float()
 
         def run(inputs, seeds=None, variance=None, launch=launch, table=table):  # type: ignore[no-untyped-def]
             out = [torch.empty(inputs[0].shape) for _ in launch.outputs]

@@ -8,26 +8,29 @@ the host, in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .ops.reference_ops import MAX_DRAWS, MAX_INPUTS, MAX_OUTPUTS
 from .plan import Call, Launch, Output, Plan
-from .trace import (
+from .symbols import (
     Atom,
     Buffer,
+    Chosen,
     Clip,
     Combination,
     Draw,
-    Evaluate,
-    Event,
     NoiseBuffer,
+    Number,
     Point,
-    Report,
     Scaled,
-    Trace,
+    chosen_by,
+    each,
 )
+from .trace import Evaluate, Event, Guide, Report, Trace
 
 _DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside the largest are rounding of an exact 0
 _MODERATE = 8.0  # of coefficients: beside larger ones the order of a sum shows in its rounding
@@ -55,14 +58,18 @@ class _Launchable:
     """An output written out over what a launch can read: buffers and draws, one clipped value, one scaled value."""
 
     def __init__(self) -> None:
-        self.linear: dict[Atom, float] = {}
-        self.nonlinear: dict[Clip | Scaled, float] = {}
+        self.linear: dict[Atom, Number] = {}
+        self.nonlinear: dict[Clip | Scaled, Number] = {}
 
     def cleaned(self) -> _Launchable:
-        largest = max((abs(c) for c in [*self.linear.values(), *self.nonlinear.values()]), default=0.0)
-        self.linear = {a: c for a, c in self.linear.items() if abs(c) > _DUST * largest}
-        self.nonlinear = {a: c for a, c in self.nonlinear.items() if abs(c) > _DUST * largest}
+        largest = max(map(_size, [*self.linear.values(), *self.nonlinear.values()]), default=0.0)
+        self.linear = {a: c for a, c in self.linear.items() if _size(c) > _DUST * largest}
+        self.nonlinear = {a: c for a, c in self.nonlinear.items() if _size(c) > _DUST * largest}
         return self
+
+    def choices(self) -> dict[Buffer, None]:
+        """The choices that the coefficients depend on."""
+        return chosen_by([*self.linear.values(), *self.nonlinear.values()])
 
 
 class _Compiler:
@@ -91,12 +98,13 @@ class _Compiler:
         return self.birth[atom]
 
     def _ready(self, value: Combination) -> int:
-        return max((self._birth(atom) for atom in value.terms), default=0)
+        needed = [*value.terms, *chosen_by(value.terms.values())]
+        return max(map(self._birth, needed), default=0)
 
     def _assign_gaps(self) -> None:
         gap = 0
         for event in self.trace.events:
-            gap = max([gap, *(self._ready(v) for v in event.values)])
+            gap = max([gap, *map(self._ready, event.values), *map(self._birth, chosen_by(event.numbers))])
             self.event_gap.append(gap)
 
     # -- writing a value over what is in memory in a gap ------------------------------------------------------------
@@ -159,18 +167,20 @@ class _Compiler:
 
     def _emit_gap(self, gap: int, kept: Sequence[Atom], events: Sequence[Event]) -> None:
         wanted: list[tuple[Output, Combination]] = []
-        promised: dict[tuple[bool, frozenset[tuple[Atom, float]]], int] = {}
+        promised: dict[Hashable, tuple[Output, Combination]] = {}
 
-        def write(value: Combination, name: str, for_network: bool = False, observed: bool = False) -> int:
-            """The slot of a value, promised by this gap's launches if it is not in memory yet."""
+        def write(value: Combination, name: str, cast: Any = None, observed: bool = False) -> int:
+            """The slot of a value, promised by this gap's launches if it is not in memory yet; `cast`: not in the
+            state's dtype, but in the network's (True) or another."""
             single = _single(value)
-            if single is not None and not for_network and (single in self.slots or isinstance(single, Buffer)):
+            if single is not None and cast is None and (single in self.slots or isinstance(single, Buffer)):
                 return self._slot(single)
-            key = for_network, frozenset(value.terms.items())
+            key = cast, frozenset((atom, _key(c)) for atom, c in value.terms.items())
             if key not in promised:
-                promised[key] = self._new_slot(name)
-                wanted.append((Output(promised[key], name, for_network, observed), value))
-            return promised[key]
+                dtype = None if cast is True else cast
+                promised[key] = Output(self._new_slot(name), name, cast is True, observed, dtype), value
+                wanted.append(promised[key])
+            return promised[key][0].slot
 
         for atom in kept:
             write(Combination({atom: 1.0}), _name(atom))
@@ -184,20 +194,24 @@ class _Compiler:
                 names = [_name(_single(event.values[0])), "x0"]
                 calls[event] = Call(event, [write(v, n, observed=True) for v, n in zip(event.values, names)])
         self._emit_launches(gap, wanted)
-        for (for_network, terms), slot in promised.items():
-            single = _single(Combination(dict(terms)))
-            if single is not None and not for_network:
-                self.slots[single] = slot
+        for output, value in promised.values():
+            single = _single(value)
+            if single is not None and not output.cast:
+                self.slots[single] = output.slot
         self.plan.items += [calls[event] for event in events]
 
-    def _call(self, event: Event, write: Callable[[Combination, str, bool], int]) -> Call:
-        (value,) = event.values
+    def _call(self, event: Event, write: Callable[..., int]) -> Call:
+        rows = next((self._slot(rows) for rows in chosen_by(event.numbers)), None)
         if isinstance(event, Evaluate):
-            cast = not (self.network_is_state and _single(value) is not None)
-            slot = write(value, "network input" if cast else _name(_single(value)), cast)
+            (value,) = event.values
+            plain = self.network_is_state and _single(value) is not None
+            slot = write(value, _name(_single(value)) if plain else "network input", None if plain else True)
             variance = self._slot(event.variance) if event.uses_variance else None
-            return Call(event, [slot], self._slot(event.output), variance)
-        return Call(event, [write(value, _name(_single(value)), False)], self._slot(event.output))  # type: ignore[attr-defined]
+            second = None if event.second is None else self._slot(event.second)
+            return Call(event, [slot], self._slot(event.output), variance, second, rows)
+        name = "guidance input" if isinstance(event, Guide) else "value"
+        slots = [write(v, _name(_single(v), name), event.dtype) for v in event.values]
+        return Call(event, slots, self._slot(event.output), rows=rows)  # type: ignore[attr-defined]
 
     def _emit_launches(self, gap: int, wanted: Sequence[tuple[Output, Combination]]) -> None:
         batch: list[tuple[Output, _Launchable]] = []
@@ -271,20 +285,29 @@ class _Compiler:
             return self.birth.get(atom, len(self.trace.events) + 1), atom.event  # a partial sum is the last
         return self.birth[atom], self.order[atom]
 
-    def _inner(self, atom: Clip | Scaled) -> dict[Atom, float]:
+    def _inner(self, atom: Clip | Scaled) -> dict[Atom, Number]:
         return self._expand(atom.value, self.birth[atom]).linear
 
     def _fits(self, batch: Sequence[tuple[Output, _Launchable]]) -> bool:
         tensors, draws, clips, scaled = self._columns(batch)
         sizes = len(tensors) <= MAX_INPUTS and len(draws) <= MAX_DRAWS and len(batch) <= MAX_OUTPUTS
-        return sizes and len(clips) <= 1 and len(scaled) <= 1
+        return sizes and len(clips) <= 1 and len(scaled) <= 1 and len(self._choices(batch)) <= 1
+
+    def _choices(self, batch: Sequence[tuple[Output, _Launchable]]) -> dict[Buffer, None]:
+        """The choices that a launch's coefficients depend on."""
+        found: dict[Buffer, None] = {}
+        for _, expanded in batch:
+            found.update(expanded.choices())
+            for atom in expanded.nonlinear:
+                found.update(chosen_by(self._inner(atom).values()))
+        return found
 
     def _launch(self, batch: Sequence[tuple[Output, _Launchable]]) -> Launch:
         """Lay out the table row: C; then P, lo, hi, c; then a, b, E (see fastdiff.ops.combine)."""
         tensors, draws, clips, scaled = self._columns(batch)
         columns = [*tensors, *draws]
 
-        def over(terms: dict[Atom, float]) -> list[float]:
+        def over(terms: dict[Atom, Number]) -> list[Number]:
             return [terms.get(atom, 0.0) for atom in columns]
 
         row = [c for _, expanded in batch for c in over(expanded.linear)]
@@ -304,7 +327,8 @@ class _Compiler:
                 row += [expanded.nonlinear.get(atom, 0.0) * c for c in inner]
         inputs = [self._slot(atom) for atom in tensors]
         outputs = [output for output, _ in batch]
-        return Launch(inputs, [d.k for d in draws], outputs, bool(clips), variance, np.array(row, dtype=np.float64))
+        rows = next((self._slot(rows) for rows in self._choices(batch)), None)
+        return Launch(inputs, [d.k for d in draws], outputs, bool(clips), variance, _table(row), rows)
 
     # -- slots ------------------------------------------------------------------------------------------------------
 
@@ -328,9 +352,9 @@ class _Compiler:
         last: dict[int, int] = {}
         for i, item in enumerate(self.plan.items):
             if isinstance(item, Launch):
-                touched = [*item.inputs, item.variance, *(output.slot for output in item.outputs)]
+                touched = [*item.inputs, item.variance, item.rows, *(output.slot for output in item.outputs)]
             else:
-                touched = [*item.slots, item.output, item.variance]
+                touched = [*item.slots, item.output, item.variance, item.second, item.rows]
             last.update((slot, i) for slot in touched if slot is not None)
         self.plan.dead = [[] for _ in self.plan.items]
         for slot, i in last.items():
@@ -341,10 +365,24 @@ class _Compiler:
 def _single(value: Combination) -> Atom | None:
     """The atom a combination is exactly equal to, if any."""
     (atom, c), *rest = value.terms.items()
-    return atom if not rest and c == 1.0 else None
+    return atom if not rest and not isinstance(c, Chosen) and c == 1.0 else None
 
 
-def _name(atom: Atom | None) -> str:
+def _size(c: Number) -> float:
+    return max(map(abs, each(c))) if isinstance(c, Chosen) else abs(c)
+
+
+def _key(c: Number) -> Hashable:
+    return (c.rows, c.values.tobytes()) if isinstance(c, Chosen) else c
+
+
+def _table(row: Sequence[Number]) -> NDArray[np.float64]:
+    """[V, W]: a row for every candidate of the launch's choice, or one."""
+    count = max((len(each(c)) for c in row), default=1)
+    return np.array([np.broadcast_to(each(c), count) for c in row], dtype=np.float64).reshape(-1, count).T.copy()
+
+
+def _name(atom: Atom | None, otherwise: str = "value") -> str:
     if isinstance(atom, Clip):
         return "x0 (clipped)"
-    return getattr(atom, "name", "value")
+    return getattr(atom, "name", otherwise)

@@ -7,26 +7,53 @@ lines for tensors and for symbols. Engines do what is not arithmetic: `TensorEng
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .prediction import Prediction, PreviousX
+from .guidance.term import Contrast, Gradient, Position
+from .prediction import Coefficients, Prediction, PreviousX
 from .process import Level, Levels
+from .symbols import Chosen
+
+if TYPE_CHECKING:
+    from .executor import TermCalls
+    from .guidance.discriminator import Boosting
 
 State = Any  # a Tensor, or a trace.Combination while tracing
 
 
 class Evaluation(NamedTuple):
-    """One network evaluation: predicted x_0, the raw output F (mean half) and the handle of the variance half."""
+    """One network evaluation.
+
+    Attributes:
+        x0: predicted x_0; output: the raw output F (its mean half); variance: the handle of the variance half.
+        pushes: (weight, gradient) of the guidance terms with rule "mean".
+    """
 
     x0: State
     output: State
     variance: Any
+    pushes: Sequence[tuple[Any, State]] = ()
+
+
+class Choice(NamedTuple):
+    """What every sample chose among a few candidates; its level and numbers are used like any others."""
+
+    engine: Any
+    rows: Any
+
+    def number(self, values: Sequence[float]) -> Any:
+        """The one of `values`, one for each candidate, that a sample chose. Use np.sqrt on it, and compare nothing."""
+        return self.engine.number(self.rows, [float(value) for value in values])
+
+    def level(self, candidates: Sequence[Level]) -> Level:
+        """The level that a sample chose."""
+        return Level(*(self.number(values) for values in zip(*candidates)))
 
 
 @dataclass
@@ -37,7 +64,7 @@ class Denoiser:
         engine: `TensorEngine` or `trace.Recorder`.
         epsilon_scale: lambda of each step, noisiest first; the predicted noise is divided by it (ADM-ES, EDM-ES).
         epsilon_scale_mode: "every" evaluation of a step, its "first" only, or only an "eps" prediction.
-        guidance_scale: weight of each guidance term: x_0 += w sigma^2 / alpha * gradient.
+        terms, weights: guidance terms, and what their own weights are multiplied by.
         clip: (lo, hi) for the predicted x_0, or None.
     """
 
@@ -46,45 +73,118 @@ class Denoiser:
     levels: Levels
     epsilon_scale: Sequence[float]
     epsilon_scale_mode: str = "every"
-    guidance_scale: Sequence[float] = ()
+    terms: Sequence[Gradient | Contrast] = ()
+    weights: Sequence[float] = ()
     denoised_fn: Callable[[Tensor], Tensor] | None = None
     clip: tuple[float, float] | None = None
     step: int = 0
     evaluations: int = 0
     last_x0: State = None
     first_level: Level | None = None
+    _asked: set[int] = field(default_factory=set)  # gradient terms called in the last first evaluation
 
     def __call__(self, x: State, level: Level) -> State:
         return self.evaluate(x, level).x0
 
     def evaluate(self, x: State, level: Level) -> Evaluation:
         """Call the model at `level` and return everything it said."""
-        if isinstance(self.prediction, PreviousX):
-            c_skip, c_out, c_in = self.prediction.coefficients_between(level, self._following(level))
-        else:
-            c_skip, c_out, c_in = self.prediction.coefficients(level)
-        output, variance = self.engine.network(x, c_in, self.prediction.time(level), level)
-        x0 = c_skip * x + c_out * output
+        at = Position(self.step, self.evaluations, level)
+        x0, output, variance = self._predict(x, at)
         scale = self._scale()
         if scale != 1.0:
             u = x / level.alpha
             x0 = u - (u - x0) / scale
-        for term, weight in enumerate(self.guidance_scale):
-            gradient = self.engine.guide(term, x, level)
-            x0 = x0 + (weight * level.sigma**2 / level.alpha) * gradient
+        gradients = self._gradients(x, at)
+        for term, weight, gradient in gradients:
+            if term.rule == "x0":
+                x0 = x0 + (weight * level.sigma**2 / level.alpha) * gradient
         if self.denoised_fn is not None:
             x0 = self.engine.apply(self.denoised_fn, x0)
         if self.clip is not None:
             x0 = self.engine.clip(x0, *self.clip)
+        for term, weight, gradient in gradients:
+            if term.rule == "clipped":
+                x0 = x0 + (weight * level.sigma**2 / level.alpha) * gradient
+                if term.scaled_again and scale != 1.0:
+                    x0 = x / level.alpha - (x / level.alpha - x0) / scale
         if self.evaluations == 0:
             self.first_level = level
         self.evaluations += 1
         self.last_x0 = x0
-        return Evaluation(x0, output, variance)
+        return Evaluation(x0, output, variance, [(w, g) for term, w, g in gradients if term.rule == "mean"])
 
-    def learned_noise(self, evaluation: Evaluation, a: float, b: float) -> State:
-        """exp(a v + b) z: the next draw, scaled by the variance half v of the network's output."""
-        return self.engine.exp_scale(a, evaluation.variance, b, self.engine.noise())
+    def _predict(self, x: State, at: Position) -> tuple[State, State, Any]:
+        """The network's x_0, and how the terms with a second opinion push it: (x_0, F, the variance half)."""
+        contrasts = {
+            k: 1 + weight * (term.weight(at) - 1)
+            for k, (term, weight) in enumerate(zip(self.terms, self.weights))
+            if isinstance(term, Contrast)
+        }
+        contrasts = {k: w for k, w in contrasts.items() if w != 1}
+        pair = next((k for k in contrasts if self.terms[k].batched), None)
+        coefficients = self._coefficients(self.prediction, at.level)
+        time = self.prediction.time(at.level)
+        output, variance, second = self.engine.network(x, coefficients.c_in, time, at.level, pair)
+        pushed, others = output, []
+        for k, w in contrasts.items():
+            term = self.terms[k]
+            assert isinstance(term, Contrast)
+            prediction = term.prediction or self.prediction
+            c = self._coefficients(prediction, at.level)
+            opinion = second if k == pair else self.engine.opinion(k, x, c.c_in, prediction.time(at.level), at.level)
+            if term.prediction is not None:
+                others.append((w, c.c_skip * x + c.c_out * opinion))
+            elif term.rescale:
+                pushed = output = self.engine.apply(term.mix, output, opinion, told=(w, term.rescale))
+            else:
+                pushed = pushed + (w - 1) * (output - opinion)
+        x0 = coefficients.c_skip * x + coefficients.c_out * pushed
+        own = coefficients.c_skip * x + coefficients.c_out * output if others else None
+        for w, other in others:
+            x0 = x0 + (w - 1) * (own - other)
+        return x0, pushed, variance
+
+    def _coefficients(self, prediction: Prediction, level: Level) -> Coefficients:
+        if isinstance(prediction, PreviousX):
+            return prediction.coefficients_between(level, self._following(level))
+        return prediction.coefficients(level)
+
+    def _gradients(self, x: State, at: Position) -> list[tuple[Gradient, Any, State]]:
+        """(term, the weight of its gradient with respect to x, gradient) of all terms that are called here."""
+        found = []
+        for k, (term, weight) in enumerate(zip(self.terms, self.weights)):
+            call = term.call(at) if isinstance(term, Gradient) and weight else None
+            if at.order == 0:
+                self._asked = self._asked - {k} if call is None else self._asked | {k}
+            if call is not None:
+                y = x * call.c_in if isinstance(call.c_in, Chosen) or call.c_in != 1.0 else x
+                gradient = self.engine.guide(k, y, term.dtype, call.told, call.how)
+                found.append((term, weight * call.weight * call.c_in, gradient))
+        return found
+
+    def learned(self, evaluation: Evaluation, a: float, b: float, value: State) -> State:
+        """exp(a v + b) value, with the variance half v of the network's output."""
+        return self.engine.exp_scale(a, evaluation.variance, b, value)
+
+    def choose(
+        self, selector: Callable[..., Tensor], states: Sequence[State] = (), told: Sequence[float] = ()
+    ) -> Choice:
+        """Let every sample choose among candidates by what it holds.
+
+        Args:
+            selector: (*states, told) -> int64 [B] on the states' device, without reading anything back.
+            told: numbers about the candidates; the selector receives them as a tensor [n].
+        """
+        return Choice(self.engine, self.engine.choose(selector, states, told))
+
+    def boosting(self) -> tuple[Boosting, Callable[[], Choice]] | None:
+        """How a guidance term boosts the churn of this step, and the choice (0: as it is, 1: boosted) that it leaves to
+        the samples; None in steps that it leaves alone."""
+        for k, term in enumerate(self.terms):
+            boosting = getattr(term, "boosting", None)
+            if boosting is not None and self.step > 0 and self.step % boosting.period == 0 and k in self._asked:
+                return boosting, lambda k=k, b=boosting: Choice(self.engine, self.engine.choose(b.select, (), (), k))
+        return None
 
     def _following(self, level: Level) -> Level:
         """The next level of the run, for predictions that are defined between two."""
@@ -110,15 +210,21 @@ class Denoiser:
 
 
 class TensorEngine:
-    """Runs a solver on tensors: the readable reference, one small PyTorch operation after the other."""
+    """Runs a solver on tensors: the readable reference, one small PyTorch operation after the other.
+
+    Args:
+        network: (x, time) -> output.
+        noise: (draw, step) -> tensor.
+        terms: what the guidance terms are asked; None where there are none.
+    """
 
     def __init__(
         self,
-        model: Callable[[Tensor, float], Tensor],
-        guides: Sequence[Callable[[Tensor, Level], Tensor]],
+        network: Callable[[Tensor, float], Tensor],
         noise: Callable[[int, int], Tensor],
+        terms: TermCalls | None = None,
     ):
-        self._model, self._guides, self._noise = model, guides, noise
+        self._network, self._noise, self._terms = network, noise, terms
         self.step, self.draw = 0, 0
 
     def noise(self) -> Tensor:
@@ -126,26 +232,54 @@ class TensorEngine:
         self.draw += 1
         return self._noise(self.draw, self.step)
 
-    def network(self, x: Tensor, c_in: float, time: float, level: Level) -> tuple[Tensor, Tensor | None]:
-        """F and, if the model has it, the variance half, in the state's dtype."""
-        output, variance = split_variance(self._model(c_in * x if c_in != 1.0 else x, time), x.shape)
-        return output.to(x.dtype), None if variance is None else variance.to(x.dtype)
+    def network(
+        self, x: Tensor, c_in: float, time: float, level: Level, pair: int | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """F, if the model has it the variance half, and with `pair` that term's opinion, in the state's dtype."""
+        y, second = c_in * x if c_in != 1.0 else x, None
+        if pair is None:
+            output = self._network(y, time)
+        else:
+            output, second = self._terms.both(pair, y, time)  # type: ignore[union-attr]
+            second = split_variance(second, x.shape)[0].to(x.dtype)
+        mean, variance = split_variance(output, x.shape)
+        return mean.to(x.dtype), None if variance is None else variance.to(x.dtype), second
 
-    def guide(self, term: int, x: Tensor, level: Level) -> Tensor:
-        """Gradient of guidance term `term`."""
-        return require_shape("guidance", self._guides[term](x, level), x.shape).to(x.dtype)
+    def opinion(self, term: int, x: Tensor, c_in: float, time: float, level: Level) -> Tensor:
+        """The second opinion of guidance term `term`."""
+        output = self._terms.opinion(term, c_in * x if c_in != 1.0 else x, time)  # type: ignore[union-attr]
+        return split_variance(output, x.shape)[0].to(x.dtype)
 
-    def apply(self, function: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
-        """function(x_0)."""
-        return require_shape("denoised_fn", function(x0), x0.shape).to(x0.dtype)
+    def guide(self, term: int, y: Tensor, dtype: torch.dtype | None, told: Sequence[float], how: Hashable) -> Tensor:
+        """Gradient of guidance term `term` at y."""
+        gradient = self._terms.gradient(term, y.to(dtype or y.dtype), told, how)  # type: ignore[union-attr]
+        return require_shape("guidance", gradient, y.shape).to(y.dtype)
+
+    def apply(self, function: Callable[..., Tensor], *values: Tensor, told: Sequence[float] = ()) -> Tensor:
+        """function(*values, *told), with numbers as tensors [B]."""
+        x = values[0]
+        numbers = [torch.full(x.shape[:1], number, dtype=x.dtype, device=x.device) for number in told]
+        return require_shape("denoised_fn", function(*values, *numbers), x.shape).to(x.dtype)
+
+    def choose(
+        self, selector: Callable[..., Tensor], values: Sequence[Tensor], told: Sequence[float], term: int | None = None
+    ) -> int:
+        """The choice of the one sample there is."""
+        things = values if term is None else [self._terms.memory[term]]  # type: ignore[union-attr]
+        numbers = torch.tensor(told, dtype=values[0].dtype, device=values[0].device) if told else torch.empty(0)
+        return int(selector(*things, numbers))
+
+    def number(self, rows: int, values: Sequence[float]) -> float:
+        """The chosen one."""
+        return values[rows]
 
     def clip(self, x0: Tensor, lo: float, hi: float) -> Tensor:
         """clamp(x_0, lo, hi)."""
         return x0.clamp(lo, hi)
 
-    def exp_scale(self, a: float, variance: Tensor | None, b: float, z: Tensor) -> Tensor:
-        """exp(a variance + b) z."""
-        return torch.exp(a * require_variance(variance, z.shape) + b) * z
+    def exp_scale(self, a: float, variance: Tensor | None, b: float, value: Tensor) -> Tensor:
+        """exp(a variance + b) value."""
+        return torch.exp(a * require_variance(variance, value.shape) + b) * value
 
 
 def split_variance(output: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:

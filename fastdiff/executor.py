@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +11,51 @@ import torch
 from torch import Tensor
 
 from .denoiser import require_shape, require_variance, split_variance
+from .guidance.term import Contrast, Gradient
 from .ops import native
 from .plan import Call, Launch, Plan
 from .process import Level
-from .trace import Apply, Evaluate, Guide, Report
+from .symbols import each
+from .trace import Apply, Choose, Evaluate, Event, Guide, Report
 
 WELL_CONDITIONED = 64.0
+
+
+class TermCalls:
+    """The guidance terms of one run, with its conditioning and what they remember of it.
+
+    Args:
+        tell: (number) -> tensor [B], for callers that hold numbers.
+    """
+
+    def __init__(self, terms: Sequence[Gradient | Contrast], model: Callable[..., Tensor], cond: dict[str, Any]):
+        self._terms, self._cond = terms, cond
+        self.memory: list[dict[str, Tensor]] = [{} for _ in terms]
+        contrasts = {k: term for k, term in enumerate(terms) if isinstance(term, Contrast)}
+        self._both = {k: term.both(model, cond) for k, term in contrasts.items() if term.batched}
+        self._opinions = {
+            k: t.opinion(model, cond) for k, t in contrasts.items() if not t.batched or len(contrasts) > 1
+        }
+
+    def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Begin a run."""
+        for k, term in enumerate(self._terms):
+            if isinstance(term, Gradient):
+                self.memory[k] = term.start(batch, device, dtype)
+
+    def gradient(self, k: int, y: Tensor, told: Sequence[Tensor], how: Hashable) -> Tensor:
+        """The gradient of term k at y."""
+        term = self._terms[k]
+        assert isinstance(term, Gradient)
+        return term.gradient(y, told, how, self.memory[k], self._cond)
+
+    def opinion(self, k: int, x: Tensor, t: Tensor) -> Tensor:
+        """The second opinion of term k."""
+        return self._opinions[k](x, t)
+
+    def both(self, k: int, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's output and term k's opinion, from one call."""
+        return self._both[k](x, t)
 
 
 @dataclass
@@ -25,7 +64,7 @@ class Callbacks:
 
     Attributes:
         network: (x in the network's dtype, time [B]) -> output.
-        guides: guidance terms (state, level) -> gradient.
+        terms: the guidance terms.
         noise: (draw, step) -> tensor, for plans that read their noise from tensors.
         report: (step, level, state, x_0 or None), at the end of every step of an observed plan; step -1 is the start.
         tick: (step), called before every network evaluation.
@@ -33,7 +72,7 @@ class Callbacks:
     """
 
     network: Callable[[Tensor, Tensor], Tensor]
-    guides: Sequence[Callable[[Tensor, Level], Tensor]]
+    terms: TermCalls
     noise: Callable[[int, int], Tensor] | None = None
     report: Callable[[int, Level | None, Tensor, Tensor | None], None] | None = None
     tick: Callable[[int], None] | None = None
@@ -45,14 +84,14 @@ class Request:
     """One call of a sampler.
 
     Attributes:
-        model, terms: the network `(x, t, **cond)` and the guidance terms `(x, level, **cond)`.
+        model, terms: the network `(x, t, **cond)` and the guidance terms.
         shape: [B, ...]; seeds: int64 [B]; x_init: [B, ...] or None; cond: keywords of the model and the terms.
         rows: how many of the B samples are wanted; the others fill up a batch.
         noise, report, tick: as in `Callbacks`.
     """
 
     model: Callable[..., Tensor]
-    terms: Sequence[Callable[..., Tensor]]
+    terms: Sequence[Gradient | Contrast]
     shape: torch.Size
     seeds: Tensor
     x_init: Tensor | None
@@ -62,10 +101,15 @@ class Request:
     report: Callable[[int, Level | None, Tensor, Tensor | None], None] | None = None
     tick: Callable[[int], None] | None = None
 
+    @property
+    def called(self) -> list[Any]:
+        """The networks and functions that a run calls."""
+        return [self.model, *(term.called for term in self.terms if term.called is not None)]
+
     def callbacks(self) -> Callbacks:
         """The network and the guidance terms with their conditioning, and what the caller wants to hear."""
-        guides = [lambda x, level, term=term: term(x, level, **self.cond) for term in self.terms]
-        return Callbacks(lambda x, t: self.model(x, t, **self.cond), guides, self.noise, self.report, self.tick)
+        terms = TermCalls(self.terms, self.model, self.cond)
+        return Callbacks(lambda x, t: self.model(x, t, **self.cond), terms, self.noise, self.report, self.tick)
 
 
 @dataclass
@@ -73,27 +117,32 @@ class Numbers:
     """The coefficients and times of a plan on the device: all that differs between plans of one structure.
 
     Attributes:
-        wide, narrow: the rows of the launches that compute in float64, and of those in the state's dtype, in order.
-        times: of the network evaluations, [NFE] or [NFE, B].
+        wide, narrow: the tables of the launches that compute in float64, and of those in the state's dtype, in order.
+        times: of the network evaluations, [T] or [T, B]; where samples choose, one for each candidate.
+        told: to guidance terms and functions, likewise.
     """
 
     wide: Tensor
     narrow: Tensor
     times: Tensor
+    told: Tensor
 
     def for_batch(self, batch: int) -> Numbers:
         """The same with a time per sample."""
-        return replace(self, times=self.times[:, None].expand(-1, batch).contiguous())
+        times, told = (flat[:, None].expand(-1, batch).contiguous() for flat in (self.times, self.told))
+        return replace(self, times=times, told=told)
 
     def clone(self) -> Numbers:
         """A copy in memory of its own."""
-        return Numbers(self.wide.clone(), self.narrow.clone(), self.times.clone())
+        return Numbers(self.wide.clone(), self.narrow.clone(), self.times.clone(), self.told.clone())
 
     def copy_(self, other: Numbers) -> None:
         """Overwrite in place; `other` may have one time for all samples."""
         self.wide.copy_(other.wide)
         self.narrow.copy_(other.narrow)
-        self.times.copy_(other.times if other.times.ndim == 2 else other.times[:, None])
+        for mine, theirs in ((self.times, other.times), (self.told, other.told)):
+            if mine.numel():
+                mine.copy_(theirs if theirs.ndim == 2 else theirs[:, None])
 
 
 class Executor:
@@ -118,6 +167,7 @@ class Executor:
     ):
         self.plan, self.dtype, self.network_dtype, self.device = plan, dtype, network_dtype, device
         self.combine = native.operation("combine_out", backend)
+        self._places = self._lay_out()
         # A launch that cancels large terms (a long step at a tiny sigma, the noisiest cosine steps) computes in
         # float64, beside a float32 state too.
         self._wide = [dtype == torch.float64 or launch.cancelling > WELL_CONDITIONED for launch in plan.launches]
@@ -126,39 +176,74 @@ class Executor:
         self.functions = list(dict.fromkeys(plan.functions))
         self.structure = plan.structure(tuple(self._wide), dtype, network_dtype, time_dtype, device, backend)
 
+    def _lay_out(self) -> dict[Event, list[slice]]:
+        """Where an event's numbers lie among the times, or among what is told."""
+        places: dict[Event, list[slice]] = {}
+        ends = {True: 0, False: 0}
+        for event in self._events():
+            places[event], kind = [], isinstance(event, Evaluate)
+            for number in event.numbers:
+                begin, ends[kind] = ends[kind], ends[kind] + len(each(number))
+                places[event].append(slice(begin, ends[kind]))
+        return places
+
+    def _events(self) -> list[Event]:
+        return [item.event for item in self.plan.items if isinstance(item, Call)]
+
     def _numbers(self, time_dtype: torch.dtype) -> Numbers:
         rows: dict[bool, list[Tensor]] = {True: [torch.empty(0)], False: [torch.empty(0)]}
         for launch, wide in zip(self.plan.launches, self._wide):
-            rows[wide].append(torch.from_numpy(launch.row))
-        calls = [item.event for item in self.plan.items if isinstance(item, Call)]
-        times = torch.tensor([event.time for event in calls if isinstance(event, Evaluate)], dtype=torch.float64)
+            rows[wide].append(torch.from_numpy(launch.table.reshape(-1)))
+        times: list[float] = []
+        told: list[float] = []
+        for event in self._events():
+            for number in event.numbers:
+                (times if isinstance(event, Evaluate) else told).extend(each(number))
         return Numbers(
             torch.cat(rows[True]).to(self.device, torch.float64),
             torch.cat(rows[False]).to(self.device, self.dtype),
-            times.to(time_dtype).to(self.device),
+            torch.tensor(times, dtype=torch.float64).to(time_dtype).to(self.device),
+            torch.tensor(told, dtype=torch.float64).to(self.device, self.dtype),
         )
 
     def tables(self, numbers: Numbers) -> list[Tensor]:
-        """Every launch's coefficients [1, W], views of `numbers`."""
+        """Every launch's coefficients [V, W], views of `numbers`."""
         parts = {}
         for wide, flat in ((True, numbers.wide), (False, numbers.narrow)):
-            widths = [len(launch.row) for launch, w in zip(self.plan.launches, self._wide) if w == wide]
-            parts[wide] = iter(flat.split(widths) if widths else ())
-        return [next(parts[wide])[None] for wide in self._wide]
+            sizes = [launch.table.size for launch, w in zip(self.plan.launches, self._wide) if w == wide]
+            parts[wide] = iter(flat.split(sizes) if sizes else ())
+        return [next(parts[w]).view(launch.table.shape) for launch, w in zip(self.plan.launches, self._wide)]
+
+    def told(self, event: Event, numbers: Tensor, rows: Tensor | None) -> list[Tensor]:
+        """The numbers of an event, [B] each: from `numbers` [T, B], by the samples' choices where there are any."""
+        return [_picked(numbers[place], rows) for place in self._places[event]]
+
+    def candidates(self, event: Choose, numbers: Tensor) -> Tensor:
+        """What is told about the candidates of a choice: [n]."""
+        places = self._places[event]
+        return numbers[places[0].start : places[-1].stop, 0] if places else numbers.new_empty(0)
 
     def run(self, request: Request) -> Tensor:
         """The final state, [B, ...] in the state's dtype."""
-        times = self.numbers.for_batch(request.shape[0]).times
-        walk = Walk(self, self._tables, times, request.shape, request.seeds, request.x_init, request.callbacks())
+        numbers = self.numbers.for_batch(request.shape[0])
+        walk = Walk(self, self._tables, numbers, request.shape, request.seeds, request.x_init, request.callbacks())
         walk.advance(len(self.plan.items))
         return walk.final
+
+
+def _picked(candidates: Tensor, rows: Tensor | None) -> Tensor:
+    """[B] of [V, B]."""
+    if len(candidates) == 1:
+        return candidates[0]
+    assert rows is not None
+    return candidates.gather(0, rows[None])[0]
 
 
 class Walk:
     """One run in progress: how far it came, and the tensors alive there.
 
     Args:
-        tables: of `Executor.tables`; times: [NFE, B].
+        tables: of `Executor.tables`; numbers: for the batch.
         seeds: int64 [B], x_init: [B, ...] or None.
 
     Only memory of the arguments is read, so that the same work can be done again with other values in it.
@@ -168,7 +253,7 @@ class Walk:
         self,
         executor: Executor,
         tables: Sequence[Tensor],
-        times: Tensor,
+        numbers: Numbers,
         shape: torch.Size,
         seeds: Tensor,
         x_init: Tensor | None,
@@ -179,7 +264,7 @@ class Walk:
         self._slots: list[Tensor | None] = [None] * len(self._plan.names)
         if self._plan.x_init is not None:
             self._slots[self._plan.x_init] = x_init
-        self._tables, self._times = iter(tables), iter(times)
+        self._tables, self._numbers = iter(tables), numbers
         self._noise = deque(self._plan.noise)
         self._at = 0
 
@@ -193,6 +278,8 @@ class Walk:
     def advance(self, stop: int) -> None:
         """Do the plan's items up to number `stop`."""
         plan, branch = self._plan, self._calls.branch
+        if self._at == 0:
+            self._calls.terms.start(self._shape[0], self._executor.device, self._executor.dtype)
         while self._at < stop:
             item, count = plan.items[self._at], 1
             if isinstance(item, Launch):
@@ -225,21 +312,39 @@ class Walk:
     def _call(self, call: Call) -> None:
         event, calls, slots = call.event, self._calls, self._slots
         values: list[Tensor] = [slots[slot] for slot in call.slots]  # type: ignore[misc]
+        rows = None if call.rows is None else slots[call.rows]
         if isinstance(event, Evaluate):
-            if calls.tick is not None:
-                calls.tick(event.step)
-            output, variance = split_variance(calls.network(values[0], next(self._times)), self._shape)
-            slots[call.output] = self._readable(output)  # type: ignore[index]
-            if call.variance is not None:
-                slots[call.variance] = self._readable(require_variance(variance, output.shape))
+            self._evaluate(call, event, values[0], rows)
         elif isinstance(event, Guide):
-            gradient = calls.guides[event.term](values[0], event.level)
+            told = self._executor.told(event, self._numbers.told, rows)
+            gradient = calls.terms.gradient(event.term, values[0], told, event.how)
             slots[call.output] = self._readable(require_shape("guidance", gradient, self._shape))  # type: ignore[index]
         elif isinstance(event, Apply):
-            x0 = event.function(values[0])
-            slots[call.output] = self._readable(require_shape("denoised_fn", x0, self._shape))  # type: ignore[index]
+            told = self._executor.told(event, self._numbers.told, rows)
+            result = require_shape("denoised_fn", event.function(*values, *told), self._shape)
+            slots[call.output] = self._readable(result)  # type: ignore[index]
+        elif isinstance(event, Choose):
+            things = values if event.term is None else [calls.terms.memory[event.term]]
+            numbers = self._executor.candidates(event, self._numbers.told)
+            slots[call.output] = event.selector(*things, numbers)  # type: ignore[index]
         elif isinstance(event, Report) and calls.report is not None:
             calls.report(event.step, event.level, values[0], values[1] if len(values) > 1 else None)
+
+    def _evaluate(self, call: Call, event: Evaluate, x: Tensor, rows: Tensor | None) -> None:
+        calls, slots = self._calls, self._slots
+        (t,) = self._executor.told(event, self._numbers.times, rows)
+        if event.term is None or event.second is not None:
+            if calls.tick is not None:
+                calls.tick(event.step)
+        if event.second is not None:
+            output, second = calls.terms.both(event.term, x, t)  # type: ignore[arg-type]
+            slots[call.second] = self._readable(split_variance(second, self._shape)[0])  # type: ignore[index]
+        else:
+            output = calls.network(x, t) if event.term is None else calls.terms.opinion(event.term, x, t)
+        output, variance = split_variance(output, self._shape)
+        slots[call.output] = self._readable(output)  # type: ignore[index]
+        if call.variance is not None:
+            slots[call.variance] = self._readable(require_variance(variance, output.shape))
 
     def _draw(self, launch: Launch) -> None:
         """Ask for the noise a launch reads: once each, in the order of the draws, so with those drawn before it."""
@@ -254,12 +359,15 @@ class Walk:
         run = self._executor
         inputs = [self._slots[s] for s in launch.inputs]
         out = [
-            torch.empty(self._shape, dtype=run.network_dtype if o.for_network else run.dtype, device=run.device)
+            torch.empty(
+                self._shape, dtype=run.network_dtype if o.for_network else o.dtype or run.dtype, device=run.device
+            )
             for o in launch.outputs
         ]
         variance = None if launch.variance is None else self._slots[launch.variance]
+        rows = None if launch.rows is None else self._slots[launch.rows]
         seeds = self._seeds if launch.draws else None
-        run.combine(inputs, next(self._tables), None, seeds, launch.draws, variance, launch.clip, out)
+        run.combine(inputs, next(self._tables), rows, seeds, launch.draws, variance, launch.clip, out)
         for output, tensor in zip(launch.outputs, out):
             self._slots[output.slot] = tensor
 

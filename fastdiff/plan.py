@@ -8,40 +8,53 @@ from itertools import islice
 from weakref import ref
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .trace import Apply, Evaluate, Event, Guide, NoiseBuffer, Report
+from .symbols import NoiseBuffer, each
+from .trace import Apply, Choose, Evaluate, Event, Guide, Report
 
 
 @dataclass
 class Output:
-    """One output of a launch: the slot it makes, whether it is a network input (cast to the network's dtype), and
-    whether it is written for an observer only."""
+    """One output of a launch: the slot it makes, whether it is a network input (cast to the network's dtype), whether
+    it is written for an observer only, and the dtype it is cast to for something else (None: the state's)."""
 
     slot: int
     name: str
     for_network: bool
     observed: bool = False
+    dtype: torch.dtype | None = None
+
+    @property
+    def cast(self) -> bool:
+        """Whether it is written for one reader, perhaps not in the state's dtype."""
+        return self.for_network or self.dtype is not None
 
 
 @dataclass
 class Launch:
-    """One call of `fastdiff.ops.combine`: slots read, draws made, slots written, and the coefficient row."""
+    """One call of `fastdiff.ops.combine`: slots read, draws made, slots written, and the coefficients: table [V, W].
+
+    Sample b reads row 0, or row `rows[b]` where samples choose: `rows` is the slot of the choices.
+    """
 
     inputs: list[int]
     draws: list[int]
     outputs: list[Output]
     clip: bool
     variance: int | None
-    row: NDArray[np.float64]
+    table: NDArray[np.float64]
+    rows: int | None = None
 
     @property
     def cancelling(self) -> float:
         """How large terms can be that cancel: the second largest coefficient of the clipped value and of the outputs
         (not of an observer's)."""
         linear = len(self.outputs) + self.clip
-        rows = np.abs(self.row)[: linear * (len(self.inputs) + len(self.draws))].reshape(linear, -1)
+        largest = np.abs(self.table).max(0)
+        rows = largest[: linear * (len(self.inputs) + len(self.draws))].reshape(linear, -1)
         if rows.shape[1] < 2:
             return 0.0
         counts = [not output.observed for output in self.outputs] + [True] * self.clip
@@ -50,12 +63,15 @@ class Launch:
 
 @dataclass
 class Call:
-    """Something done between launches: a trace event with the slots of its values."""
+    """Something done between launches: a trace event with the slots of its values, of what it makes, and of the choices
+    that its numbers depend on."""
 
     event: Event
     slots: list[int]
     output: int | None = None
     variance: int | None = None
+    second: int | None = None
+    rows: int | None = None
 
 
 class Structure:
@@ -118,33 +134,43 @@ class Plan:
         return [item for item in self.items if isinstance(item, Launch)]
 
     @property
-    def functions(self) -> list[Callable[[Tensor], Tensor]]:
-        """The functions of the predicted x_0 that the run calls."""
-        return [item.event.function for item in self.items if isinstance(item, Call) and isinstance(item.event, Apply)]
+    def functions(self) -> list[Callable[..., Tensor]]:
+        """The functions of states that the run calls, those that choose included."""
+        calls = [item.event for item in self.items if isinstance(item, Call)]
+        return [e.function if isinstance(e, Apply) else e.selector for e in calls if isinstance(e, (Apply, Choose))]
 
     @property
     def evaluations(self) -> int:
         """Number of network evaluations (NFE)."""
-        return sum(isinstance(item, Call) and isinstance(item.event, Evaluate) for item in self.items)
+        calls = [item.event for item in self.items if isinstance(item, Call)]
+        return sum(1 + (event.second is not None) for event in calls if isinstance(event, Evaluate))
 
     def structure(self, *more: Hashable) -> Structure:
         """What is done, without the numbers it is done with: plans of one structure differ in coefficients and times.
 
-        The level of a guidance call is part of it, because guidance terms are Python and see it.
+        What a guidance term is told beside numbers is part of it (a function `(x, level)`: the level), because terms
+        are Python and see it.
         """
         items: list[Hashable] = []
         for item in self.items:
             if isinstance(item, Launch):
-                outputs = tuple((output.slot, output.for_network) for output in item.outputs)
-                items.append((tuple(item.inputs), tuple(item.draws), outputs, item.clip, item.variance))
+                outputs = tuple((output.slot, output.for_network, output.dtype) for output in item.outputs)
+                made = tuple(item.inputs), tuple(item.draws), outputs, item.clip, item.variance
+                items.append((*made, item.rows, len(item.table)))
                 continue
             event = item.event
             seen: Hashable = None
             if isinstance(event, Guide):
-                seen = event.term, event.level
+                seen = event.term, event.how
+            elif isinstance(event, Evaluate):
+                seen = event.term
             elif isinstance(event, Apply):
                 seen = Same(event.function)
-            items.append((type(event), seen, tuple(item.slots), item.output, item.variance))
+            elif isinstance(event, Choose):
+                seen = event.term, Same(event.selector)
+            counts = tuple(len(each(number)) for number in event.numbers)
+            made = tuple(item.slots), item.output, item.variance, item.second, item.rows
+            items.append((type(event), seen, counts, made))
         return Structure((tuple(items), self.x_init, tuple(slot for _, slot in self.noise), self.final, *more))
 
     def parallel(self, at: int) -> int:

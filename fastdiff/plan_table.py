@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .plan import Call, Launch, Plan
-from .trace import Apply, Evaluate, Report
+from .symbols import Chosen
+from .trace import Apply, Choose, Evaluate, Report
 
 
 def describe(plan: Plan, state_bytes: int = 4) -> str:
@@ -48,8 +49,11 @@ def describe(plan: Plan, state_bytes: int = 4) -> str:
 def _describe_call(call: Call, plan: Plan) -> str:
     event = call.event
     if isinstance(event, Evaluate):
-        return f"{plan.names[call.output]} = network at sigma {event.level.sigma_ve:.4g}"  # type: ignore[index]
+        names = [plan.names[slot] for slot in (call.output, call.second) if slot is not None]
+        what = "network" if event.term is None or call.second is not None else "second opinion"
+        sigma = event.level.sigma_ve
+        return f"{', '.join(names)} = {what} at sigma {sigma if isinstance(sigma, Chosen) else format(sigma, '.4g')}"
     if isinstance(event, Report):
         return f"report step {event.step}"
-    what = "denoised_fn" if isinstance(event, Apply) else "guidance"
+    what = "function" if isinstance(event, Apply) else "row per sample" if isinstance(event, Choose) else "guidance"
     return f"{plan.names[call.output]} = {what}"  # type: ignore[index]

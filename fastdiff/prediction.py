@@ -7,10 +7,13 @@ into the launch that follows the network. A learned variance is the second half 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from .errors import check_positive
 from .process import Level
+from .symbols import each
 
 
 class Coefficients(NamedTuple):
@@ -37,7 +40,7 @@ class Prediction:
 
 def _refuse_pure_noise(prediction: Prediction, level: Level) -> None:
     """At alpha = 0 (a zero terminal SNR) neither noise nor score says anything of x_0."""
-    if level.alpha == 0:
+    if 0 in each(level.alpha):
         raise ValueError(f"prediction={prediction.name!r} has no x_0 at alpha = 0 (zero terminal SNR); use 'v' or 'x0'")
 
 
@@ -66,7 +69,7 @@ class V(Prediction):
     name = "v"
 
     def coefficients(self, level: Level) -> Coefficients:
-        if abs(level.alpha**2 + level.sigma**2 - 1) > 1e-6:
+        if max(map(abs, each(level.alpha**2 + level.sigma**2 - 1))) > 1e-6:
             raise ValueError('prediction="v" is defined for alpha^2 + sigma^2 = 1, so process must be a VP')
         return Coefficients(level.alpha, -level.sigma)
 
@@ -119,12 +122,12 @@ class EDMPrediction(Prediction):
 
     def coefficients(self, level: Level) -> Coefficients:
         s, sd = level.sigma_ve, self.sigma_data
-        norm = math.hypot(s, sd)
+        norm = np.hypot(s, sd)
         # The network lives in VE terms: u = x / alpha.
         return Coefficients(sd**2 / norm**2 / level.alpha, s * sd / norm, 1 / norm / level.alpha)
 
     def time(self, level: Level) -> float:
-        return math.log(level.sigma_ve) / 4
+        return np.log(level.sigma_ve) / 4
 
 
 _KNOWN = {p.name: p for p in (Eps, X0, V, Score, PreviousX, EDMPrediction)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,8 @@ class Level(NamedTuple):
     @property
     def sigma_ve(self) -> float:
         """The level's noise in VE terms, sigma / alpha."""
-        return self.sigma / self.alpha if self.alpha else math.inf
+        pure_noise = isinstance(self.alpha, Real) and self.alpha == 0  # a level chosen per sample has no one alpha
+        return math.inf if pure_noise else self.sigma / self.alpha
 
 
 CLEAN = Level(1.0, 0.0, 0.0)
@@ -39,9 +41,9 @@ CLEAN = Level(1.0, 0.0, 0.0)
 class Levels(Sequence[Level]):
     """The levels of one run, noisiest first, the last one usually clean: `steps` + 1 of them."""
 
-    def __init__(self, levels: Sequence[Level], at_sigma: Callable[[float], Level]):
+    def __init__(self, levels: Sequence[Level], process: Process):
         self._levels = list(levels)
-        self.at_sigma = at_sigma  # the level of a noise in VE terms, for steps that leave the grid (churn)
+        self.process = process  # for steps that leave the grid
 
     def __getitem__(self, i):  # type: ignore[no-untyped-def]
         return self._levels[i]
@@ -52,6 +54,10 @@ class Levels(Sequence[Level]):
     @property
     def steps(self) -> int:
         return len(self._levels) - 1
+
+    def at_sigma(self, sigma_ve: float) -> Level:
+        """The level of a noise in VE terms (churn)."""
+        return self.process.level_at_sigma(sigma_ve)
 
     @property
     def alphas_cumprod(self) -> Array:
@@ -129,7 +135,7 @@ class VE(Process):
         return self._levels(sigmas)
 
     def _levels(self, sigmas: Array) -> Levels:
-        return Levels([self.level_at_sigma(float(s)) if s > 0 else CLEAN for s in sigmas], self.level_at_sigma)
+        return Levels([self.level_at_sigma(float(s)) if s > 0 else CLEAN for s in sigmas], self)
 
     def level_at_sigma(self, sigma_ve: float) -> Level:
         sigma = float(self.round_sigma(sigma_ve))
@@ -183,14 +189,19 @@ class VP(Process):
     def T(self) -> int:
         return len(self.betas)
 
-    def level(self, t: int, alpha_bar: float | None = None) -> Level:
-        """The level of original step t, with the process's alpha_bar or one given."""
-        abar = float(self.alphas_cumprod[t]) if alpha_bar is None else alpha_bar
+    def level(self, t: float, alpha_bar: float | None = None) -> Level:
+        """The level of original step t, with the process's alpha_bar or one given; between two steps that of the lower,
+        but a model that is told times as floats is told t."""
+        abar = float(self.alphas_cumprod[int(t)]) if alpha_bar is None else alpha_bar
         return Level(
             math.sqrt(abar),
             math.sqrt(1.0 - abar),
-            t * 1000.0 / self.T if self.rescale_timesteps else float(t),
+            t * 1000.0 / self.T if self.rescale_timesteps else float(int(t)),
         )
+
+    def step_of(self, level: Level) -> int:
+        """The original step of a level."""
+        return round(level.time * self.T / 1000.0 if self.rescale_timesteps else level.time)
 
     def levels(self, steps=None, schedule=None, **options):  # type: ignore[no-untyped-def]
         """Respaced as guided-diffusion does: an int, "10,5,5" or "ddim50"; None keeps all T steps."""
@@ -209,7 +220,7 @@ class VP(Process):
         abar = self.alphas_cumprod[list(steps)[::-1]]
         rebuilt = np.cumprod(1.0 - (1.0 - abar / np.append(1.0, abar[:-1])))[::-1]
         noisy = [self.level(t, float(a)) for t, a in zip(steps, rebuilt)]
-        return Levels([*noisy, CLEAN], self.level_at_sigma)
+        return Levels([*noisy, CLEAN], self)
 
     def levels_at(self, values):  # type: ignore[no-untyped-def]
         steps = [check_count("timesteps", v, 0) for v in values]

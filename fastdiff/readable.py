@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,31 +13,60 @@ from . import ops
 from .denoiser import TensorEngine
 from .executor import Request
 from .process import Level
+from .symbols import NotLinearError
+from .trace import Choose
 
 if TYPE_CHECKING:
     from .sampler import Sampler
 
 
 def run_on_tensors(sampler: Sampler, request: Request) -> Tensor:
-    """The final state [B, ...]; what `Sampler(compiled=False)` does."""
+    """The final state [B, ...]; what `Sampler(compiled=False)` does.
+
+    Where samples choose their levels by what they hold, they run one at a time.
+    """
+    if request.shape[0] > 1 and _choosing(sampler):
+        return _one_at_a_time(sampler, request)
     calls, size = request.callbacks(), request.shape
+    calls.terms.start(size[0], sampler.device, sampler.dtype)
 
     def noise(draw: int, step: int) -> Tensor:
         if calls.noise is not None:
             return calls.noise(draw, step)
         return ops.normal(request.seeds, size, draw, sampler.dtype, sampler.backend)
 
+    def told(time: float) -> Tensor:
+        return torch.full((size[0],), time, dtype=torch.float64).to(sampler.time_dtype).to(sampler.device)
+
     def network(x: Tensor, time: float) -> Tensor:
         if calls.tick is not None:
             calls.tick(engine.step)
-        t = torch.full((size[0],), time, dtype=torch.float64).to(sampler.time_dtype).to(sampler.device)
-        return calls.network(x.to(sampler.model_dtype), t)
+        return calls.network(x.to(sampler.model_dtype), told(time))
+
+    class Terms:
+        """The guidance terms, told numbers as tensors."""
+
+        memory = calls.terms.memory
+
+        @staticmethod
+        def gradient(term: int, y: Tensor, numbers: Sequence[float], how: Hashable) -> Tensor:
+            return calls.terms.gradient(
+                term, y, [torch.full_like(told(0.0), n, dtype=sampler.dtype) for n in numbers], how
+            )
+
+        @staticmethod
+        def opinion(term: int, x: Tensor, time: float) -> Tensor:
+            return calls.terms.opinion(term, x.to(sampler.model_dtype), told(time))
+
+        @staticmethod
+        def both(term: int, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
+            return calls.terms.both(term, x.to(sampler.model_dtype), told(time))
 
     def report(level: Level | None, x: Tensor, denoised: Tensor | None) -> None:
         if calls.report is not None:
             calls.report(-1 if level is None else engine.step, level, x, denoised)
 
-    engine = TensorEngine(network, calls.guides, noise)
+    engine = TensorEngine(network, noise, Terms())
     denoise = sampler.denoiser(engine, sampler.levels)
     start = request.x_init
     x = start.clone() if start is not None else sampler.process.prior_std(sampler.levels[0]) * noise(0, -1)
@@ -48,6 +79,45 @@ def run_on_tensors(sampler: Sampler, request: Request) -> Tensor:
     if state is None:
         raise nothing_yielded(sampler.solver)
     return state
+
+
+def _choosing(sampler: Sampler) -> bool:
+    """Whether samples choose; a solver that cannot be traced is taken not to."""
+    try:
+        items = sampler.plan().items
+    except NotLinearError:
+        return False
+    return any(isinstance(getattr(item, "event", None), Choose) for item in items)
+
+
+def _one_at_a_time(sampler: Sampler, request: Request) -> Tensor:
+    if any(getattr(term, "batch_window", False) for term in request.terms):
+        raise ValueError("batch_window must be False for samples that run one at a time (boosting with compiled=False)")
+    batch, reports = request.shape[0], []
+
+    def only(value: Any, b: int) -> Any:
+        return value[b : b + 1] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
+
+    def alone(b: int) -> Tensor:
+        noise, seen = request.noise, []  # type: ignore[var-annotated]
+        reports.append(seen)
+        one = replace(
+            request,
+            shape=torch.Size([1, *request.shape[1:]]),
+            seeds=only(request.seeds, b),
+            x_init=only(request.x_init, b),
+            cond={name: only(value, b) for name, value in request.cond.items()},
+            rows=1,
+            noise=None if noise is None else lambda draw, step: only(noise(draw, step), b),
+            report=lambda *report: seen.append(report),
+        )
+        return run_on_tensors(sampler, one)
+
+    final = torch.cat([alone(b) for b in range(batch)])
+    for together in zip(*reports) if request.report is not None else ():
+        states, denoised = ([report[i] for report in together] for i in (2, 3))
+        request.report(*together[0][:2], torch.cat(states), None if denoised[0] is None else torch.cat(denoised))
+    return final
 
 
 def nothing_yielded(solver: Any) -> ValueError:

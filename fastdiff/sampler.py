@@ -37,7 +37,7 @@ from .process import Level, Levels, Process, get_process
 from .random import seed_tensor
 from .readable import nothing_yielded, run_on_tensors
 from .reporting import Progress, StepInfo, blame
-from .solvers import Solver, check_options, ddim_inversion, get_solver
+from .solvers import SOLVERS, Solver, check_options, ddim_inversion, ddpm, get_solver
 from .trace import Recorder
 from .tune import Tuning, tune
 
@@ -146,6 +146,12 @@ class Sampler:
             raise TypeError(f"denoised_fn must be a function of the predicted x_0, got {denoised_fn!r}")
         self.clip, self.denoised_fn = clip_range(clip_denoised), denoised_fn
         self.guidance, self.guidance_scale = guidance_terms(guidance, guidance_scale)
+        if (
+            self.solver in SOLVERS.values()
+            and self.solver is not ddpm
+            and "mean" in [getattr(term, "rule", None) for term in self.guidance]
+        ):
+            raise ValueError(f"guidance with rule='mean' moves the mean of solver 'ddpm', got solver {solver!r}")
         self.epsilon_scale = epsilon_scale
         self.epsilon_scale_mode = check_choice("epsilon_scale_mode", epsilon_scale_mode, ("every", "first", "eps"))
         grid = {name: options.pop(name) for name in ("rho", "sigma_min", "sigma_max") if name in options}
@@ -208,6 +214,7 @@ class Sampler:
             levels,
             scales,
             self.epsilon_scale_mode,
+            self.guidance,
             self.guidance_scale,
             self.denoised_fn,
             self.clip,

@@ -10,7 +10,7 @@ import torch
 
 import fastdiff
 from fastdiff import Sampler
-from fastdiff.trace import Combination, NotLinearError
+from fastdiff.symbols import Combination, NotLinearError
 
 
 def model(x, t):
@@ -134,7 +134,7 @@ def test_the_last_step_reads_only_what_it_needs():
     """Stepping to sigma = 0 returns x_0: the rounding of 1 - sigma / sigma is not a read of the state."""
     for steps in range(2, 40):
         launch = Sampler(model, solver="euler", steps=steps).plan().launches[-1]
-        assert launch.row.tolist() == [1.0]
+        assert launch.table.tolist() == [[1.0]]
 
 
 def test_a_low_precision_network_gets_its_input_in_its_own_dtype():

@@ -124,7 +124,7 @@ class GraphCache:
 
     def _key(self, executor: Executor, request: Request, scope: str) -> tuple[Hashable, Hashable, list[Tensor]]:
         """(the work, the state of the model and of whatever else is called, the weights)."""
-        called = (request.model, *request.terms)
+        called = request.called
         given, more = layout(request.cond, executor.device)
         tensors, state = weights([*called, *executor.functions, *more])
         run = executor.structure, tuple(request.shape), request.x_init is None, tuple(map(Same, called))

@@ -58,8 +58,8 @@ class CapturedRun:
         calls.branch, calls.report, calls.tick = device.branch, self._keep_reported, None
 
         def walk() -> Walk:
-            tables, times = executor.tables(self._numbers), self._numbers.times
-            return Walk(executor, tables, times, request.shape, self._seeds, self._x_init, calls)
+            tables = executor.tables(self._numbers)
+            return Walk(executor, tables, self._numbers, request.shape, self._seeds, self._x_init, calls)
 
         self.graphs: list[Graph] = []
         self._final: Tensor | None = None

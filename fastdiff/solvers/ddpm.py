@@ -47,10 +47,18 @@ def ddpm(
         mean = q.posterior_mean_coef1[i] * evaluation.x0 + q.posterior_mean_coef2[i] * x
         if isinstance(denoise.prediction, PreviousX):
             mean = evaluation.output
+        for weight, gradient in evaluation.pushes:  # Dhariwal & Nichol 2021, Algorithm 1
+            if variance.startswith("learned"):
+                mean = mean + denoise.learned(evaluation, a[i], b[i], weight * gradient)
+            else:
+                mean = (
+                    mean
+                    + weight * (q.posterior_variance[i] if variance == "fixed_small" else math.exp(b[i])) * gradient
+                )
         if i == 0:
             x = mean
         elif variance.startswith("learned"):
-            x = mean + denoise.learned_noise(evaluation, a[i] / 2, b[i] / 2)
+            x = mean + denoise.learned(evaluation, a[i] / 2, b[i] / 2, noise())
         else:
             x = mean + math.exp(b[i] / 2) * noise()
         yield x

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import numpy as np
+
 from ..denoiser import Denoiser, State
 from ..process import Level, Levels
 
@@ -13,9 +15,9 @@ SQRT2_MINUS_1 = math.sqrt(2.0) - 1.0
 
 
 def churn(
+    denoise: Denoiser,
     x: State,
     level: Level,
-    levels: Levels,
     noise: Callable[[], State],
     S_churn: float,
     S_min: float,
@@ -24,15 +26,24 @@ def churn(
 ) -> tuple[State, Level]:
     """Raise the noise from sigma to sigma_hat = sigma (1 + gamma): Karras et al. 2022, Algorithm 2, lines 4-6.
 
-    gamma = min(S_churn / N, sqrt(2) - 1) for S_min <= sigma <= S_max, else 0, which draws nothing.
+    gamma = min(S_churn / N, sqrt(2) - 1) for S_min <= sigma <= S_max, else 0, which draws nothing. Samples that a
+    discriminator takes for fakes may have a larger S_churn (`guidance.Boosting`).
     """
-    s = level.sigma_ve
-    gamma = min(S_churn / levels.steps, SQRT2_MINUS_1) if S_min <= s <= S_max else 0.0
-    hat = levels.at_sigma(s * (1 + gamma)) if gamma > 0 else level
-    added = hat.sigma_ve**2 - s**2
-    if added <= 0:
+    s, levels = level.sigma_ve, denoise.levels
+
+    def raised(amount: float) -> Level:
+        gamma = min(amount / levels.steps, SQRT2_MINUS_1) if S_min <= s <= S_max else 0.0
+        hat = levels.at_sigma(s * (1 + gamma)) if gamma > 0 else level
+        return hat if hat.sigma_ve > s else level
+
+    hat, std, boosting = raised(S_churn), S_noise, denoise.boosting()
+    options = [hat] if boosting is None else [hat, raised(boosting[0].churn)]
+    if all(option == level for option in options):
         return x, level
-    return hat.alpha * (x / level.alpha + (math.sqrt(added) * S_noise) * noise()), hat
+    if boosting is not None:
+        choice = boosting[1]()
+        hat, std = choice.level(options), choice.number([S_noise, boosting[0].noise])
+    return hat.alpha * (x / level.alpha + (np.sqrt(hat.sigma_ve**2 - s**2) * std) * noise()), hat
 
 
 def euler(
@@ -51,7 +62,7 @@ def euler(
     At S_churn = 0 this is DDIM with eta = 0 on every process.
     """
     for level, following in pairwise(levels):
-        x_hat, hat = churn(x, level, levels, noise, S_churn, S_min, S_max, S_noise)
+        x_hat, hat = churn(denoise, x, level, noise, S_churn, S_min, S_max, S_noise)
         x0 = denoise(x_hat, hat)
         u, s, t = x_hat / hat.alpha, hat.sigma_ve, following.sigma_ve
         d = (u - x0) / s

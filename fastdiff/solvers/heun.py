@@ -27,7 +27,7 @@ def heun(
     The trial point is evaluated but never written to memory: only the network's input is.
     """
     for level, following in pairwise(levels):
-        x_hat, hat = churn(x, level, levels, noise, S_churn, S_min, S_max, S_noise)
+        x_hat, hat = churn(denoise, x, level, noise, S_churn, S_min, S_max, S_noise)
         x0 = denoise(x_hat, hat)
         u, s, t = x_hat / hat.alpha, hat.sigma_ve, following.sigma_ve
         d = (u - x0) / s

@@ -194,7 +194,7 @@ class PosteriorRows:
         results: dict[str, list[Tensor]] = {"mean": [], "variance": [], "log_variance": [], "pred_xstart": []}
         for b, i in enumerate(t.tolist()):
             state, raw = x[b : b + 1], output[b : b + 1]
-            engine = TensorEngine(lambda x, time, raw=raw: raw, [], _no_noise)
+            engine = TensorEngine(lambda x, time, raw=raw: raw, _no_noise)
             denoise = Denoiser(engine, self.prediction, self.levels, [1.0], clip=self.clip)
             x0 = denoise(state, self.level(i))
             mean = raw if isinstance(self.prediction, PreviousX) else self.q.posterior_mean_coef1[i] * x0

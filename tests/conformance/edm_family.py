@@ -60,7 +60,7 @@ def second_order(
 ) -> Iterator[Any]:
     """The ablation sampler's family of two-stage methods (1/2: midpoint, 2/3: Ralston), as a user would write it."""
     for level, following in pairwise(levels):
-        x, hat = churn(x, level, levels, noise, S_churn, S_min, S_max, S_noise)
+        x, hat = churn(denoise, x, level, noise, S_churn, S_min, S_max, S_noise)
         h = following.sigma - hat.sigma
         d = (x - denoise(x, hat)) / hat.sigma
         if following.sigma > 0:

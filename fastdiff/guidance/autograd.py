@@ -1,0 +1,39 @@
+"""Gradients with respect to a state, and to nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def frozen(network: Any) -> Iterator[None]:
+    """A module's parameters without gradients, so that autograd keeps nothing for them; as they were afterwards."""
+    learned = [p for p in network.parameters() if p.requires_grad] if isinstance(network, nn.Module) else []
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
+
+
+def gradient_of(potential: Callable[[Tensor], Tensor], y: Tensor, network: Any) -> Tensor:
+    """The gradient of sum(potential(y)) with respect to y, detached.
+
+    Args:
+        potential: y [B, ...] -> [B].
+        network: what `potential` calls; its parameters get no gradients.
+    """
+    with torch.enable_grad(), frozen(network):
+        leaf = y.detach().requires_grad_()
+        total = potential(leaf).sum()
+        if not total.requires_grad:  # it does not look at y
+            return torch.zeros_like(y)
+        (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    return torch.zeros_like(y) if gradient is None else gradient

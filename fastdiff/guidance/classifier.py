@@ -1,0 +1,73 @@
+"""Classifier guidance: the score plus the gradient of a classifier's log probability (Dhariwal & Nichol 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import check_choice
+from .autograd import gradient_of
+from .discriminator import _checked
+from .term import Gradient, GradientCall, Position, Weight, weight_at
+from .vp import tau_of_sigma, vp_scale
+
+
+class ClassifierGuidance(Gradient):
+    """grad log p(label | x_t), by any solver's rule or one of ADM's two.
+
+    Args:
+        classifier: (x, t) -> logits [B, K]; labels are those of the call, class indices [B] or one-hot rows [B, K].
+        scale: number, one for each step, or a function of the level; ADM's `classifier_scale`.
+        rule: "x0" moves the predicted x_0 before it is clipped, for every solver and process. "mean" is ADM's Algorithm
+            1: solver "ddpm" adds scale times its variance times the gradient to the mean. "eps" is ADM's Algorithm 2
+            (DDIM): like "x0", but after clipping.
+        space: "process": the classifier sees the state and the time that the model sees. "vp": the state in VP terms and
+            its VP time in [0, 1], whatever the process, like a discriminator.
+        scaled_again: with rule "eps" and epsilon scaling, divide the guided noise by lambda a second time. ADM-ES's code
+            does so by its structure; it is not what its paper says.
+        dtype: of the classifier's input; None is the state's.
+    """
+
+    def __init__(
+        self,
+        classifier: Callable[..., Tensor],
+        scale: Weight = 1.0,
+        *,
+        rule: str = "x0",
+        space: str = "process",
+        scaled_again: bool = False,
+        dtype: torch.dtype | None = None,
+    ):
+        if not callable(classifier):
+            raise TypeError(f"classifier must be callable (x, t) -> logits, got {classifier!r}")
+        self.called = self.classifier = classifier
+        self.scale = _checked("scale", scale)
+        self.rule = {"eps": "clipped"}.get(check_choice("rule", rule, ("x0", "mean", "eps")), rule)
+        self.space = check_choice("space", space, ("process", "vp"))
+        self.scaled_again, self.dtype = bool(scaled_again), dtype
+
+    def call(self, at: Position) -> GradientCall | None:
+        weight = weight_at("scale", self.scale, at)
+        if weight == 0.0:
+            return None
+        if self.space == "process":
+            return GradientCall(weight, told=(at.level.time,))
+        s = at.level.sigma_ve
+        return GradientCall(weight, vp_scale(s) / at.level.alpha, (tau_of_sigma(s),))
+
+    def gradient(
+        self, y: Tensor, told: Sequence[Tensor], how: Hashable, memory: dict[str, Tensor], cond: dict[str, Any]
+    ) -> Tensor:
+        labels = cond.get("labels")
+        if labels is None:
+            raise ValueError("labels must be given to a sampler with classifier guidance")
+        classes = labels.argmax(1) if labels.ndim == 2 else labels
+
+        def potential(leaf: Tensor) -> Tensor:
+            logits = self.classifier(leaf, told[0])
+            return torch.log_softmax(logits, dim=-1).gather(1, classes[:, None])[:, 0]
+
+        return gradient_of(potential, y, self.classifier)
