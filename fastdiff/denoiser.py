@@ -18,10 +18,9 @@ from torch import Tensor
 from .guidance.term import Contrast, Gradient, Position
 from .prediction import Coefficients, Prediction, PreviousX
 from .process import Level, Levels
-from .symbols import Chosen
+from .symbols import Chosen, chosen_by
 
 if TYPE_CHECKING:
-    from .executor import TermCalls
     from .guidance.discriminator import Boosting
 
 State = Any  # a Tensor, or a trace.Combination while tracing
@@ -108,7 +107,8 @@ class Denoiser:
                 if term.scaled_again and scale != 1.0:
                     x0 = x / level.alpha - (x / level.alpha - x0) / scale
         if self.evaluations == 0:
-            self.first_level = level
+            alike = not chosen_by(level)
+            self.first_level = level if alike else self.levels[self.step]
         self.evaluations += 1
         self.last_x0 = x0
         return Evaluation(x0, output, variance, [(w, g) for term, w, g in gradients if term.rule == "mean"])
@@ -116,19 +116,16 @@ class Denoiser:
     def _predict(self, x: State, at: Position) -> tuple[State, State, Any]:
         """The network's x_0, and how the terms with a second opinion push it: (x_0, F, the variance half)."""
         contrasts = {
-            k: 1 + weight * (term.weight(at) - 1)
+            k: (term, w)
             for k, (term, weight) in enumerate(zip(self.terms, self.weights))
-            if isinstance(term, Contrast)
+            if isinstance(term, Contrast) and (w := 1 + weight * (term.weight(at) - 1)) != 1
         }
-        contrasts = {k: w for k, w in contrasts.items() if w != 1}
-        pair = next((k for k in contrasts if self.terms[k].batched), None)
+        pair = next((k for k, (term, _) in contrasts.items() if term.batched), None)
         coefficients = self._coefficients(self.prediction, at.level)
         time = self.prediction.time(at.level)
         output, variance, second = self.engine.network(x, coefficients.c_in, time, at.level, pair)
         pushed, others = output, []
-        for k, w in contrasts.items():
-            term = self.terms[k]
-            assert isinstance(term, Contrast)
+        for k, (term, w) in contrasts.items():
             prediction = term.prediction or self.prediction
             c = self._coefficients(prediction, at.level)
             opinion = second if k == pair else self.engine.opinion(k, x, c.c_in, prediction.time(at.level), at.level)
@@ -153,7 +150,9 @@ class Denoiser:
         """(term, the weight of its gradient with respect to x, gradient) of all terms that are called here."""
         found = []
         for k, (term, weight) in enumerate(zip(self.terms, self.weights)):
-            call = term.call(at) if isinstance(term, Gradient) and weight else None
+            if not isinstance(term, Gradient):
+                continue
+            call = term.call(at) if weight else None
             if at.order == 0:
                 self._asked = self._asked - {k} if call is None else self._asked | {k}
             if call is not None:
@@ -176,6 +175,10 @@ class Denoiser:
             told: numbers about the candidates; the selector receives them as a tensor [n].
         """
         return Choice(self.engine, self.engine.choose(selector, states, told))
+
+    def keep(self, value: State) -> State:
+        """A value that later steps read: from memory, if it depends on what samples chose in this one."""
+        return self.engine.keep(value)
 
     def boosting(self) -> tuple[Boosting, Callable[[], Choice]] | None:
         """How a guidance term boosts the churn of this step, and the choice (0: as it is, 1: boosted) that it leaves to
@@ -215,14 +218,14 @@ class TensorEngine:
     Args:
         network: (x, time) -> output.
         noise: (draw, step) -> tensor.
-        terms: what the guidance terms are asked; None where there are none.
+        terms: what the guidance terms are asked, as `executor.TermCalls` but told numbers; None where there are none.
     """
 
     def __init__(
         self,
         network: Callable[[Tensor, float], Tensor],
         noise: Callable[[int, int], Tensor],
-        terms: TermCalls | None = None,
+        terms: Any = None,
     ):
         self._network, self._noise, self._terms = network, noise, terms
         self.step, self.draw = 0, 0
@@ -240,19 +243,19 @@ class TensorEngine:
         if pair is None:
             output = self._network(y, time)
         else:
-            output, second = self._terms.both(pair, y, time)  # type: ignore[union-attr]
+            output, second = self._terms.both(pair, y, time)
             second = split_variance(second, x.shape)[0].to(x.dtype)
         mean, variance = split_variance(output, x.shape)
         return mean.to(x.dtype), None if variance is None else variance.to(x.dtype), second
 
     def opinion(self, term: int, x: Tensor, c_in: float, time: float, level: Level) -> Tensor:
         """The second opinion of guidance term `term`."""
-        output = self._terms.opinion(term, c_in * x if c_in != 1.0 else x, time)  # type: ignore[union-attr]
+        output = self._terms.opinion(term, c_in * x if c_in != 1.0 else x, time)
         return split_variance(output, x.shape)[0].to(x.dtype)
 
     def guide(self, term: int, y: Tensor, dtype: torch.dtype | None, told: Sequence[float], how: Hashable) -> Tensor:
         """Gradient of guidance term `term` at y."""
-        gradient = self._terms.gradient(term, y.to(dtype or y.dtype), told, how)  # type: ignore[union-attr]
+        gradient = self._terms.gradient(term, y.to(dtype or y.dtype), told, how)
         return require_shape("guidance", gradient, y.shape).to(y.dtype)
 
     def apply(self, function: Callable[..., Tensor], *values: Tensor, told: Sequence[float] = ()) -> Tensor:
@@ -265,13 +268,17 @@ class TensorEngine:
         self, selector: Callable[..., Tensor], values: Sequence[Tensor], told: Sequence[float], term: int | None = None
     ) -> int:
         """The choice of the one sample there is."""
-        things = values if term is None else [self._terms.memory[term]]  # type: ignore[union-attr]
+        things = values if term is None else [self._terms.memory[term]]
         numbers = torch.tensor(told, dtype=values[0].dtype, device=values[0].device) if told else torch.empty(0)
         return int(selector(*things, numbers))
 
     def number(self, rows: int, values: Sequence[float]) -> float:
         """The chosen one."""
         return values[rows]
+
+    def keep(self, value: Tensor) -> Tensor:
+        """It is in memory."""
+        return value
 
     def clip(self, x0: Tensor, lo: float, hi: float) -> Tensor:
         """clamp(x_0, lo, hi)."""

@@ -25,14 +25,21 @@ class TermCalls:
     """The guidance terms of one run, with its conditioning and what they remember of it.
 
     Args:
-        tell: (number) -> tensor [B], for callers that hold numbers.
+        model: the network, with the conditioning that is for it.
+        cond: all of the conditioning.
     """
 
-    def __init__(self, terms: Sequence[Gradient | Contrast], model: Callable[..., Tensor], cond: dict[str, Any]):
+    def __init__(
+        self,
+        terms: Sequence[Gradient | Contrast],
+        model: Callable[..., Tensor],
+        for_model: dict[str, Any],
+        cond: dict[str, Any],
+    ):
         self._terms, self._cond = terms, cond
         self.memory: list[dict[str, Tensor]] = [{} for _ in terms]
         contrasts = {k: term for k, term in enumerate(terms) if isinstance(term, Contrast)}
-        self._both = {k: term.both(model, cond) for k, term in contrasts.items() if term.batched}
+        self._both = {k: term.both(model, for_model) for k, term in contrasts.items() if term.batched}
         self._opinions = {
             k: t.opinion(model, cond) for k, t in contrasts.items() if not t.batched or len(contrasts) > 1
         }
@@ -108,8 +115,10 @@ class Request:
 
     def callbacks(self) -> Callbacks:
         """The network and the guidance terms with their conditioning, and what the caller wants to hear."""
-        terms = TermCalls(self.terms, self.model, self.cond)
-        return Callbacks(lambda x, t: self.model(x, t, **self.cond), terms, self.noise, self.report, self.tick)
+        kept = {term.keeps for term in self.terms}
+        for_model = {name: value for name, value in self.cond.items() if name not in kept}
+        terms = TermCalls(self.terms, self.model, for_model, self.cond)
+        return Callbacks(lambda x, t: self.model(x, t, **for_model), terms, self.noise, self.report, self.tick)
 
 
 @dataclass

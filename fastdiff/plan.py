@@ -155,8 +155,8 @@ class Plan:
         for item in self.items:
             if isinstance(item, Launch):
                 outputs = tuple((output.slot, output.for_network, output.dtype) for output in item.outputs)
-                made = tuple(item.inputs), tuple(item.draws), outputs, item.clip, item.variance
-                items.append((*made, item.rows, len(item.table)))
+                read = tuple(item.inputs), tuple(item.draws), item.variance, item.rows
+                items.append((*read, outputs, item.clip, len(item.table)))
                 continue
             event = item.event
             seen: Hashable = None

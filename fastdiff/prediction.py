@@ -7,7 +7,7 @@ into the launch that follows the network. A learned variance is the second half 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

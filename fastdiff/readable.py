@@ -99,7 +99,8 @@ def _one_at_a_time(sampler: Sampler, request: Request) -> Tensor:
         return value[b : b + 1] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
 
     def alone(b: int) -> Tensor:
-        noise, seen = request.noise, []  # type: ignore[var-annotated]
+        noise: Any = request.noise
+        seen: list[Any] = []
         reports.append(seen)
         one = replace(
             request,
@@ -116,7 +117,8 @@ def _one_at_a_time(sampler: Sampler, request: Request) -> Tensor:
     final = torch.cat([alone(b) for b in range(batch)])
     for together in zip(*reports) if request.report is not None else ():
         states, denoised = ([report[i] for report in together] for i in (2, 3))
-        request.report(*together[0][:2], torch.cat(states), None if denoised[0] is None else torch.cat(denoised))
+        observer: Any = request.report
+        observer(*together[0][:2], torch.cat(states), None if denoised[0] is None else torch.cat(denoised))
     return final
 
 

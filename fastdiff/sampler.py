@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from .compiler import compile_plan
 from .denoiser import Denoiser
 from .errors import check_choice, check_count, check_finite
 from .executor import Executor, Request
-from .exposure import LinearScale, epsilon_scales
+from .exposure.schedules import LinearScale, as_scale, epsilon_scales
 from .graphs import GraphCache, GraphStats
 from .graphs.buckets import bucket_of, bucket_sizes, filled
 from .guidance import Guidance, guidance_terms
@@ -40,6 +41,9 @@ from .reporting import Progress, StepInfo, blame
 from .solvers import SOLVERS, Solver, check_options, ddim_inversion, ddpm, get_solver
 from .trace import Recorder
 from .tune import Tuning, tune
+
+if TYPE_CHECKING:
+    from .exposure.choice import Calibration
 
 NoiseFunction = Callable[[int, int], Tensor]
 
@@ -58,11 +62,12 @@ class Sampler:
         schedule: sigma schedule by name or function, for VE and EDM; default: the process's own.
         sigmas, timesteps: explicit levels, strictly decreasing, in place of steps and schedule.
         epsilon_scale: lambda, by which the predicted noise is divided (ADM-ES, EDM-ES): a number, one per step in
-            sampling order, or a `LinearScale`.
+            sampling order, a `LinearScale`, or what `exposure.calibrate` chose or the path of its JSON file.
         epsilon_scale_mode: "every" evaluation; "first" of each step only (EDM-ES's ablation sampler with Heun leaves
             the second slope unscaled); "eps": only where the network predicts eps (ADM-ES leaves other predictions
             unscaled).
-        guidance, guidance_scale: term or terms `(x, level, **cond) -> gradient`, and their weights.
+        guidance, guidance_scale: term or terms of `fastdiff.guidance`, or functions `(x, level, **cond) -> gradient`,
+            and what their weights are multiplied by.
         clip_denoised: clamp the predicted x_0 to [-1, 1] (True) or (lo, hi).
         denoised_fn: any function of the predicted x_0, applied before clipping.
         dtype: of the state, float32 or float64.
@@ -100,7 +105,7 @@ class Sampler:
         schedule: str | Callable[..., Any] | None = None,
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[int] | None = None,
-        epsilon_scale: float | Sequence[float] | LinearScale = 1.0,
+        epsilon_scale: float | Sequence[float] | LinearScale | Calibration | str | os.PathLike[str] = 1.0,
         epsilon_scale_mode: str = "every",
         guidance: Guidance | Sequence[Guidance] | None = None,
         guidance_scale: float | Sequence[float] = 1.0,
@@ -152,7 +157,7 @@ class Sampler:
             and "mean" in [getattr(term, "rule", None) for term in self.guidance]
         ):
             raise ValueError(f"guidance with rule='mean' moves the mean of solver 'ddpm', got solver {solver!r}")
-        self.epsilon_scale = epsilon_scale
+        self.epsilon_scale = as_scale(epsilon_scale)
         self.epsilon_scale_mode = check_choice("epsilon_scale_mode", epsilon_scale_mode, ("every", "first", "eps"))
         grid = {name: options.pop(name) for name in ("rho", "sigma_min", "sigma_max") if name in options}
         check_options(self.solver, options)
@@ -162,7 +167,7 @@ class Sampler:
             raise ValueError("schedule and its options must be left out when sigmas or timesteps give the levels")
         self.levels = self._levels(steps)
         self._executors: dict[tuple[Any, ...], Executor] = {}
-        epsilon_scales(epsilon_scale, self.levels.steps)
+        epsilon_scales(self.epsilon_scale, self.levels.steps)
         if compiled:
             self._executor(x_init=False, noise=False, observe=False)
 
@@ -347,7 +352,8 @@ class Sampler:
             raise ValueError("x_init must be given to solver 'ddim_inversion': the data to invert")
         if noise is not None and generator is not None:
             raise ValueError("generator must be left out when noise is given")
-        cond = conditioning(cond, labels, size[0], getattr(self.model, "label_dim", None), self.device)
+        classes = None if "labels" in [t.keeps for t in self.guidance] else getattr(self.model, "label_dim", None)
+        cond = conditioning(cond, labels, size[0], classes, self.device)
         trajectory: list[Tensor] = []
 
         def report(step: int, level: Level | None, x: Tensor, denoised: Tensor | None) -> None:

@@ -112,7 +112,7 @@ class Chosen(NDArrayOperatorsMixin):
 Number = float | Chosen
 
 
-def each(number: Number) -> Sequence[float]:
+def each(number: Any) -> Sequence[float]:
     """The numbers of all candidates; one, if it is the same for all samples."""
     return number.values.tolist() if isinstance(number, Chosen) else (float(number),)
 

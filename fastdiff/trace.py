@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ from .symbols import (
     Number,
     Point,
     Scaled,
+    chosen_by,
     describe,
 )
 
@@ -178,7 +178,7 @@ class Recorder:
         """Record a network call on c_in x; a point that carries fresh noise becomes a named value.
 
         Returns:
-            The output, the handle of the variance half, and with `pair` that guidance term's opinion from the same call.
+            The output, the handle of the variance half, and with `pair` that term's opinion from the same call.
         """
         if any(isinstance(atom, (Draw, NoiseBuffer, Scaled)) for atom in x.terms):
             self._named(x, f"x_hat[{self.step}]")
@@ -231,6 +231,10 @@ class Recorder:
     def number(self, rows: Buffer, values: Sequence[float]) -> Number:
         """The one of `values` that a sample chose."""
         return float(values[0]) if len(set(values)) == 1 else Chosen(values, rows)
+
+    def keep(self, value: Combination) -> Combination:
+        """Name a value that depends on a choice, so that later gaps read it from memory."""
+        return self._named(value, f"kept[{self.step}]") if chosen_by(value.terms.values()) else value
 
     def clip(self, x0: Combination, lo: float, hi: float) -> Combination:
         """Record clamp(x_0, lo, hi)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import check_finite
 
@@ -21,6 +23,19 @@ class LinearScale:
     def scales(self, steps: int) -> list[float]:
         """In sampling order, noisiest first."""
         return [self.b + self.k * i for i in reversed(range(steps))]
+
+
+def as_scale(scale: Any) -> float | Sequence[float] | LinearScale:
+    """What a sampler is given as epsilon_scale, as numbers: a `Calibration` or the path of its JSON file is opened.
+
+    Raises:
+        ValueError, OSError: a file that is no calibration, or cannot be read.
+    """
+    if isinstance(scale, (str, os.PathLike)):
+        from .choice import load_scale
+
+        return load_scale(scale)
+    return getattr(scale, "epsilon_scale", scale)
 
 
 def epsilon_scales(scale: float | Sequence[float] | LinearScale, steps: int) -> list[float]:

@@ -29,11 +29,22 @@ def gradient_of(potential: Callable[[Tensor], Tensor], y: Tensor, network: Any) 
     Args:
         potential: y [B, ...] -> [B].
         network: what `potential` calls; its parameters get no gradients.
+
+    Raises:
+        ValueError: the network's output has no gradient with respect to its input.
     """
-    with torch.enable_grad(), frozen(network):
-        leaf = y.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad(), frozen(network):
+        leaf = ordinary(y).detach().requires_grad_()
         total = potential(leaf).sum()
-        if not total.requires_grad:  # it does not look at y
-            return torch.zeros_like(y)
-        (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
-    return torch.zeros_like(y) if gradient is None else gradient
+        if not total.requires_grad:
+            raise ValueError(
+                f"{type(network).__name__} must be differentiable with respect to its input, and its output has no "
+                "gradient (does it run under torch.no_grad?)"
+            )
+        (gradient,) = torch.autograd.grad(total, leaf)
+    return gradient
+
+
+def ordinary(value: Any) -> Any:
+    """A tensor that autograd may keep: a copy of one made in inference mode, and anything else as it is."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value

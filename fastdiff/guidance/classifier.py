@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import check_choice
-from .autograd import gradient_of
-from .discriminator import _checked
-from .term import Gradient, GradientCall, Position, Weight, weight_at
+from .autograd import gradient_of, ordinary
+from .term import Gradient, GradientCall, Position, Weight, checked_weight, weight_at
 from .vp import tau_of_sigma, vp_scale
 
 
@@ -21,13 +20,14 @@ class ClassifierGuidance(Gradient):
     Args:
         classifier: (x, t) -> logits [B, K]; labels are those of the call, class indices [B] or one-hot rows [B, K].
         scale: number, one for each step, or a function of the level; ADM's `classifier_scale`.
-        rule: "x0" moves the predicted x_0 before it is clipped, for every solver and process. "mean" is ADM's Algorithm
-            1: solver "ddpm" adds scale times its variance times the gradient to the mean. "eps" is ADM's Algorithm 2
-            (DDIM): like "x0", but after clipping.
-        space: "process": the classifier sees the state and the time that the model sees. "vp": the state in VP terms and
-            its VP time in [0, 1], whatever the process, like a discriminator.
-        scaled_again: with rule "eps" and epsilon scaling, divide the guided noise by lambda a second time. ADM-ES's code
-            does so by its structure; it is not what its paper says.
+        rule: "x0" moves the predicted x_0 before it is clipped, with every solver and process. "mean" is ADM's
+            Algorithm 1: solver "ddpm" adds scale times its variance times the gradient to the mean. "eps" is ADM's
+            Algorithm 2 (DDIM): like "x0", but after clipping.
+        space: "process": the classifier sees the state and the time that the model sees. "vp": the state in VP terms
+            and its VP time in [0, 1], whatever the process, like a discriminator.
+        scaled_again: with rule "eps" and epsilon scaling, divide the guided noise by lambda a second time, as ADM-ES's
+            code does by its structure, and not as its paper says.
+        shared: labels are the model's conditioning too; False for an unconditional model.
         dtype: of the classifier's input; None is the state's.
     """
 
@@ -39,15 +39,17 @@ class ClassifierGuidance(Gradient):
         rule: str = "x0",
         space: str = "process",
         scaled_again: bool = False,
+        shared: bool = True,
         dtype: torch.dtype | None = None,
     ):
         if not callable(classifier):
             raise TypeError(f"classifier must be callable (x, t) -> logits, got {classifier!r}")
         self.called = self.classifier = classifier
-        self.scale = _checked("scale", scale)
+        self.scale = checked_weight("scale", scale)
         self.rule = {"eps": "clipped"}.get(check_choice("rule", rule, ("x0", "mean", "eps")), rule)
         self.space = check_choice("space", space, ("process", "vp"))
         self.scaled_again, self.dtype = bool(scaled_again), dtype
+        self.keeps = None if shared else "labels"
 
     def call(self, at: Position) -> GradientCall | None:
         weight = weight_at("scale", self.scale, at)
@@ -61,13 +63,14 @@ class ClassifierGuidance(Gradient):
     def gradient(
         self, y: Tensor, told: Sequence[Tensor], how: Hashable, memory: dict[str, Tensor], cond: dict[str, Any]
     ) -> Tensor:
-        labels = cond.get("labels")
+        labels = ordinary(cond.get("labels"))
         if labels is None:
             raise ValueError("labels must be given to a sampler with classifier guidance")
         classes = labels.argmax(1) if labels.ndim == 2 else labels
+        time = ordinary(told[0])
 
         def potential(leaf: Tensor) -> Tensor:
-            logits = self.classifier(leaf, told[0])
+            logits = self.classifier(leaf, time)
             return torch.log_softmax(logits, dim=-1).gather(1, classes[:, None])[:, 0]
 
         return gradient_of(potential, y, self.classifier)

@@ -12,15 +12,14 @@ from torch import Tensor
 from ..errors import check_finite
 from ..prediction import Prediction, get_prediction
 from ..symbols import each
-from .discriminator import _checked
-from .term import Contrast, Position, Weight, weight_at
+from .term import Contrast, Position, Weight, checked_weight, weight_at
 
 
 class _Interval(Contrast):
     """A weight that is 1 outside an interval of noise levels (Kynkaanniemi et al. 2024)."""
 
     def __init__(self, scale: Weight, interval: Sequence[float] | None):
-        self.scale = _checked("scale", scale)
+        self.scale = checked_weight("scale", scale)
         self.interval = (0.0, math.inf)
         if interval is not None:
             try:

@@ -7,14 +7,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import check_choice, check_count, check_finite, check_positive
 from ..symbols import Chosen, Number, each
-from .autograd import gradient_of
-from .term import Gradient, GradientCall, Position, Weight, weight_at
+from .autograd import gradient_of, ordinary
+from .term import Gradient, GradientCall, Position, Weight, checked_weight, weight_at
 from .vp import cosine_time, tau_of_sigma, vp_scale
 
 LOG_RATIO = "log_ratio"
@@ -57,7 +56,7 @@ class _How:
 
     output: str
     clip: float
-    batch_window: bool
+    window: tuple[float, float] | None
     remember: bool
     factor: float
 
@@ -109,7 +108,7 @@ class DiscriminatorGuidance(Gradient):
         if boosting is not None and not isinstance(boosting, Boosting):
             raise TypeError(f"boosting must be a fastdiff.guidance.Boosting or None, got {boosting!r}")
         self.called = self.discriminator = discriminator
-        self.w_1st, self.w_2nd = _checked("w_1st", w_1st), _checked("w_2nd", w_2nd)
+        self.w_1st, self.w_2nd = checked_weight("w_1st", w_1st), checked_weight("w_2nd", w_2nd)
         self.time = check_choice("time", time, ("vp", "cosine"))
         self.time_min, self.time_max = check_finite("time_min", time_min), check_finite("time_max", time_max)
         if not self.time_min < self.time_max:
@@ -127,11 +126,14 @@ class DiscriminatorGuidance(Gradient):
         inside = [self.time_min <= t <= self.time_max for t in each(tau)]
         if weight == 0.0 or not any(inside):
             return None
-        window: Number = 1.0 if all(inside) else Chosen([float(yes) for yes in inside], tau.rows)
-        told = (tau if self.time == "vp" else cosine_time(s), window)
+        switch: Number = 1.0 if all(inside) else Chosen([float(yes) for yes in inside], tau.rows)
+        window = None
+        if self.batch_window and isinstance(switch, Chosen):
+            window, switch = (self.time_min, self.time_max), tau
+        told = (tau if self.time == "vp" else cosine_time(s), switch)
         boost = self.boosting if first else None
         factor = boost.factor if boost is not None and at.step % boost.factor_period == 0 else 1.0
-        how = _How(self.output, self.clip, self.batch_window, boost is not None, factor)
+        how = _How(self.output, self.clip, window, boost is not None, factor)
         return GradientCall(weight, vp_scale(s) / at.level.alpha, told, how)
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -147,18 +149,20 @@ class DiscriminatorGuidance(Gradient):
         self, y: Tensor, told: Sequence[Tensor], how: Hashable, memory: dict[str, Tensor], cond: dict[str, Any]
     ) -> Tensor:
         assert isinstance(how, _How)
-        tau, window = told
-        if how.batch_window:
-            window = window.amin().expand_as(window)
+        with torch.inference_mode(False):
+            tau, inside = (number.to(torch.promote_types(y.dtype, torch.float32)) for number in map(ordinary, told))
+            if how.window is not None:  # the official rule: the smallest time of the batch decides for all
+                least = told[1].amin()
+                inside = ((least >= how.window[0]) & (least <= how.window[1])).to(tau.dtype).expand_as(tau)
 
         def potential(leaf: Tensor) -> Tensor:
-            ratio = _log_ratio(self.discriminator, how.output, how.clip, leaf, tau, cond.get("labels"))
-            switch = window.to(ratio.dtype)
+            labels = ordinary(cond.get("labels"))
+            ratio = _log_ratio(self.discriminator, how.output, how.clip, leaf, tau, labels)
+            factor = inside.to(ratio.dtype)
             if how.remember:
-                now = torch.where(window > 0, ratio.detach(), OUTSIDE)
-                memory[LOG_RATIO] = now
-                switch = switch * torch.where(now < 0, how.factor, 1.0).to(ratio.dtype)
-            return switch * ratio
+                memory[LOG_RATIO] = torch.where(inside > 0, ratio.detach(), OUTSIDE)
+                factor = factor * torch.where(memory[LOG_RATIO] < 0, how.factor, 1.0).to(ratio.dtype)
+            return factor * ratio
 
         return gradient_of(potential, y, self.discriminator)
 
@@ -176,11 +180,3 @@ def _log_ratio(
         return torch.log(p / (1 - p))
     limit = math.log1p(-clip) - math.log(clip)
     return out.clamp(-limit, limit)
-
-
-def _checked(name: str, weight: Weight) -> Weight:
-    if callable(weight):
-        return weight
-    if isinstance(weight, (Sequence, np.ndarray)) and not isinstance(weight, str):
-        return [check_finite(name, w) for w in weight]
-    return check_finite(name, weight)

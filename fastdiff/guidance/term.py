@@ -14,13 +14,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import check_finite
 from ..process import Level
 from ..symbols import Number
-
-RULES = ("x0", "clipped", "mean")
 
 Weight = float | Sequence[float] | Callable[[Level], float]
 """One number, one per step in sampling order, or a function of the level."""
@@ -58,15 +58,17 @@ class Gradient:
     Attributes:
         called: the user's network or function, which CUDA graphs watch.
         dtype: of its input; None is the state's.
-        rule: "x0" adds w sigma^2 / alpha G to the predicted x_0, before it is clipped; "clipped" afterwards; "mean" adds
-            w times the posterior variance times G to the mean of solver "ddpm".
+        rule: "x0" adds w sigma^2 / alpha G to the predicted x_0, before it is clipped; "clipped" afterwards; "mean"
+            adds w times the posterior variance times G to the mean of solver "ddpm".
         scaled_again: with rule "clipped", epsilon scaling divides the guided noise once more (ADM-ES's DDIM).
+        keeps: name of a conditioning argument that is for the term alone: the model does not get it.
     """
 
     called: Callable[..., Any]
     dtype: torch.dtype | None = None
     rule: str = "x0"
     scaled_again: bool = False
+    keeps: str | None = None
 
     def call(self, at: Position) -> GradientCall | None:
         """What to do at an evaluation; None leaves it unguided."""
@@ -97,6 +99,12 @@ class Contrast:
     prediction: Any = None
     batched: bool = False
     rescale: float = 0.0
+    keeps: str | None = None
+
+    @staticmethod
+    def mix(output: Tensor, opinion: Tensor, w: Tensor, phi: Tensor) -> Tensor:
+        """The pushed output, for terms with `rescale`."""
+        raise NotImplementedError
 
     def weight(self, at: Position) -> float:
         """w at an evaluation; 1 leaves it unguided, and nothing is called."""
@@ -129,6 +137,15 @@ class Plain(Gradient):
 
     def gradient(self, y, told, how, memory, cond):  # type: ignore[no-untyped-def]
         return self.called(y, how, **cond)
+
+
+def checked_weight(name: str, weight: Weight) -> Weight:
+    """A weight whose numbers are finite."""
+    if callable(weight):
+        return weight
+    if isinstance(weight, (Sequence, np.ndarray)) and not isinstance(weight, str):
+        return [check_finite(name, w) for w in weight]
+    return check_finite(name, weight)
 
 
 def weight_at(name: str, weight: Weight, at: Position) -> float:
