@@ -93,12 +93,12 @@ def test_autocast_trains_float32_weights(tmp_path):
 
 def test_each_epoch_shows_every_image_once(tmp_path):
     trainer = Trainer(small(), tmp_path)
-    seen = torch.cat([trainer._batch(i) for i in range(94)])  # 3008 of 1500 + 1500 + 8
+    seen = torch.cat([trainer.batches(i) for i in range(94)])  # 3008 of 1500 + 1500 + 8
     first, second = seen[:1500], seen[1500:3000]
     assert torch.equal(first.sort().values, torch.arange(1500))
     assert torch.equal(second.sort().values, torch.arange(1500))
     assert not torch.equal(first, second)
-    assert torch.equal(trainer._batch(46), seen[46 * 32 : 47 * 32])
+    assert torch.equal(trainer.batches(46), seen[46 * 32 : 47 * 32])
 
 
 def test_learning_rate_warms_up_and_decays_to_zero(tmp_path):
