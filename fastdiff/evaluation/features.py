@@ -102,13 +102,14 @@ def extract(images: Tensor, module: nn.Module, batch: int = 500) -> Tensor:
 
     Raises:
         ValueError: images of another dtype or none at all, or the module returns something else than [B, d].
-        FloatingPointError: a feature is NaN or infinite; the message names the first such image.
+        FloatingPointError: an image or its features are not finite; the message names the first such image.
     """
     check_count("batch", batch)
     if not images.is_floating_point() or images.dim() < 2 or not len(images):
         raise ValueError(f"images must be floating point [N, ...] with N > 0, got {images.dtype} {list(images.shape)}")
     place = next((tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()), None)
     dtype, device = (images.dtype, images.device) if place is None else (place.dtype, place.device)
+    check_finite_images("pixels", images)
     parts = []
     with torch.no_grad():
         for some in images.split(batch):
@@ -118,9 +119,7 @@ def extract(images: Tensor, module: nn.Module, batch: int = 500) -> Tensor:
                 raise ValueError(f"features must map {len(some)} images to [{len(some)}, d], got {got}")
             parts.append(features.to("cpu", torch.float64))
     result = torch.cat(parts)
-    bad = (~result.isfinite()).any(1).nonzero()
-    if len(bad):
-        raise FloatingPointError(f"the features of image {int(bad[0])} are not finite ({len(bad)} such images)")
+    check_finite_images("features", result)
     return result
 
 
@@ -136,6 +135,13 @@ def features_digest(module: nn.Module) -> str:
 def eight_bit(images: Tensor) -> Tensor:
     """Images in [-1, 1] rounded to the 256 levels of an image file, as `fastdiff sample` writes them; float32."""
     return _bytes(images) / 127.5 - 1.0
+
+
+def check_finite_images(what: str, values: Tensor) -> None:
+    """Refuses [N, ...] values of images that are NaN or infinite; the message names the first such image."""
+    bad = (~values.isfinite()).flatten(1).any(1).nonzero()
+    if len(bad):
+        raise FloatingPointError(f"the {what} of image {int(bad[0])} are not finite ({len(bad)} such images)")
 
 
 def _bytes(images: Tensor) -> Tensor:

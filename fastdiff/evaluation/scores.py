@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import check_count
-from .features import eight_bit, extract, get_features
+from .features import check_finite_images, eight_bit, extract, get_features
 
 __all__ = ["Evaluator", "Scores", "frechet_distance", "precision_recall"]
+
+Array = NDArray[np.float64]
+_BLOCK = 1000  # real points whose distances are held at once
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,6 @@ class Evaluator:
         reference: real images, floating point [M, C, H, W] in [-1, 1] (any [M, ...] for a module that takes it).
         features: what `get_features` takes.
         neighbours: k of precision and recall.
-        most: precision and recall compare at most so many real and so many sampled features, the first ones: their
-            memory grows with the product.
         levels: clamp images to [-1, 1] and round them to 256 levels, as an image file holds them. False for data that
             are not images.
         batch: images per call of the feature network.
@@ -67,28 +70,28 @@ class Evaluator:
         features: str | os.PathLike[str] | nn.Module = "digits",
         *,
         neighbours: int = 3,
-        most: int = 10_000,
         levels: bool = True,
         batch: int = 500,
     ) -> None:
         self.neighbours = check_count("neighbours", neighbours)
-        self.most = check_count("most", most, neighbours + 2)
         self.levels, self.batch = levels, batch
         self.module = get_features(features)
         self.reference = self.features(reference)
-        precision_recall(self.reference[: neighbours + 2], self.reference[: neighbours + 2], neighbours)
-        frechet_distance(self.reference[:2], self.reference[:2])  # what is missing shows before any sample is drawn
+        _check_pair("reference", self.reference, "reference", self.reference, neighbours + 2)
+        self._radii = _radii(_array(self.reference), neighbours)
+        frechet_distance(self.reference[:2], self.reference[:2])  # a missing library shows before samples are drawn
 
     def features(self, images: Tensor) -> Tensor:
         """Features of images, float64 [N, d]: for `score`, for instance of many subsets of one set."""
+        check_finite_images("pixels", images)  # rounding would hide infinities
         return extract(eight_bit(images) if self.levels else images, self.module, self.batch)
 
     def score(self, features: Tensor) -> Scores:
         """Scores of features [N, d] that `features` returned."""
+        _check_pair("reference", self.reference, "samples", features, self.neighbours + 2)
         frechet = frechet_distance(self.reference, features)
-        most = slice(self.most)
-        precision, recall = precision_recall(self.reference[most], features[most], self.neighbours)
-        return Scores(frechet, precision, recall, len(features))
+        real, fake = _array(self.reference), _array(features)
+        return Scores(frechet, *_overlap(real, self._radii, fake, self.neighbours), len(features))
 
     def __call__(self, images: Tensor) -> Scores:
         """Scores of images [N, C, H, W] in [-1, 1].
@@ -114,7 +117,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
         ValueError: other shapes, or fewer than 2 rows.
         ModuleNotFoundError: torchmetrics is not installed.
     """
-    _check_pair(real, fake, 2)
+    _check_pair("real", real, "fake", fake, 2)
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ModuleNotFoundError as error:
@@ -126,7 +129,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019; prdc).
+    """Improved precision and recall (Kynkaanniemi et al. 2019; distances and neighbours by prdc).
 
     Args:
         real: [N, d], N at least k + 2.
@@ -140,14 +143,43 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
         ValueError: other shapes, or too few rows.
         ModuleNotFoundError: prdc is not installed.
     """
-    _check_pair(real, fake, check_count("k", k) + 2)
+    _check_pair("real", real, "fake", fake, check_count("k", k) + 2)
+    return _overlap(_array(real), _radii(_array(real), k), _array(fake), k)
+
+
+def _overlap(real: Array, real_radii: Array, fake: Array, k: int) -> tuple[float, float]:
+    """Precision and recall, a block of real points at a time: memory grows with the number of points, not its square.
+
+    prdc's own `compute_prdc` keeps whole tables of distances and measures the real points anew for every set.
+    """
+    distances = _prdc().compute_pairwise_distance
+    fake_radii = _radii(fake, k)
+    precise, recalled = np.zeros(len(fake), bool), 0
+    for start in range(0, len(real), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        block = distances(real[some], fake)
+        precise |= (block < real_radii[some, None]).any(0)
+        recalled += int((block < fake_radii).any(1).sum())
+    return float(precise.mean()), recalled / len(real)
+
+
+def _radii(points: Array, k: int) -> Array:
+    """Distance of every point to its k-th nearest neighbour, [N]; the point itself is the nearest, at distance 0."""
+    prdc = _prdc()
+    blocks = (points[start : start + _BLOCK] for start in range(0, len(points), _BLOCK))
+    return np.concatenate([prdc.get_kth_value(prdc.compute_pairwise_distance(some, points), k + 1) for some in blocks])
+
+
+def _prdc() -> Any:
     try:
-        from prdc import compute_prdc
+        return import_module("prdc.prdc")
     except ModuleNotFoundError as error:
         raise _missing("precision and recall need prdc", error) from None
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints the sizes
-        found = compute_prdc(real.detach().cpu().double().numpy(), fake.detach().cpu().double().numpy(), k)
-    return float(found["precision"]), float(found["recall"])
+
+
+def _array(features: Tensor) -> Array:
+    array: Array = features.detach().to("cpu", torch.float64).numpy()
+    return array
 
 
 class _Identity(nn.Module):
@@ -161,12 +193,12 @@ class _Identity(nn.Module):
         return features
 
 
-def _check_pair(real: Tensor, fake: Tensor, least: int) -> None:
-    for name, features in (("real", real), ("fake", fake)):
+def _check_pair(first: str, a: Tensor, second: str, b: Tensor, least: int) -> None:
+    for name, features in ((first, a), (second, b)):
         if features.dim() != 2 or len(features) < least:
             raise ValueError(f"{name} must be features [N, d] with N at least {least}, got {list(features.shape)}")
-    if real.shape[1] != fake.shape[1]:
-        raise ValueError(f"real and fake must have the same number of features, got {real.shape[1]}, {fake.shape[1]}")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"{first} and {second} must have equally many features, got {a.shape[1]} and {b.shape[1]}")
 
 
 def _missing(what: str, error: ModuleNotFoundError) -> ModuleNotFoundError:

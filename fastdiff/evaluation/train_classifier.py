@@ -1,6 +1,6 @@
 """Trains the shipped classifier of the 16x16 digits, whose hidden layer is the default feature space.
 
-About two minutes on one CPU core; the same seed and PyTorch build give the same file:
+About three minutes on one CPU core; the same seed and PyTorch build give the same file:
 
     OMP_NUM_THREADS=1 python -m fastdiff.evaluation.train_classifier --out digits_classifier.safetensors
 """

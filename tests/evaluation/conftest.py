@@ -1,0 +1,5 @@
+"""These tests run small networks."""
+
+from ..threads import one_thread
+
+__all__ = ["one_thread"]
