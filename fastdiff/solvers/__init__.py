@@ -20,6 +20,8 @@ from .ddim import ddim, ddim_inversion
 from .ddpm import ddpm
 from .euler import euler
 from .heun import heun
+from .pndm import f_pndm, s_pndm
+from .time_shift import time_shift, ts_dpm_timesteps
 
 Solver = Callable[..., Iterator[Any]]
 
@@ -29,6 +31,9 @@ SOLVERS: dict[str, Solver] = {
     "ddim_inversion": ddim_inversion,
     "euler": euler,
     "heun": heun,
+    "time_shift": time_shift,
+    "s_pndm": s_pndm,
+    "f_pndm": f_pndm,
 }
 
 
@@ -55,4 +60,17 @@ def check_options(solver: Solver, options: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
 
 
-__all__ = ["SOLVERS", "check_options", "ddim", "ddim_inversion", "ddpm", "euler", "get_solver", "heun"]
+__all__ = [
+    "SOLVERS",
+    "check_options",
+    "ddim",
+    "ddim_inversion",
+    "ddpm",
+    "euler",
+    "f_pndm",
+    "get_solver",
+    "heun",
+    "s_pndm",
+    "time_shift",
+    "ts_dpm_timesteps",
+]
