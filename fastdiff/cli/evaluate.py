@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..files import atomic_path
 from . import CliError
+from .sample import _device as named_device
 
 _NAMES = ("images", "arr_0")  # of `fastdiff sample`, and of an array saved without a name
 
@@ -27,8 +28,9 @@ _NAMES = ("images", "arr_0")  # of `fastdiff sample`, and of an array saved with
 )
 @click.option("--features", default="digits", show_default=True, metavar="NAME", help="digits, inception, or a file.")
 @click.option("--neighbours", type=click.IntRange(1), default=3, show_default=True, help="k of precision and recall.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: CUDA when there is one.")
 @click.option("--out", metavar="FILE", help="Also write the scores as JSON.")
-def command(samples: str, data: str, split: str, features: str, neighbours: int, out: str | None) -> None:
+def command(samples: str, data: str, split: str, features: str, neighbours: int, device: str, out: str | None) -> None:
     """Print the Frechet distance, precision and recall of samples.
 
     Features are those of the shipped digits classifier, of Inception (TorchScript; the file is named by
@@ -36,19 +38,24 @@ def command(samples: str, data: str, split: str, features: str, neighbours: int,
     """
     from ..evaluation import Evaluator, features_digest
 
+    place = named_device(device)
     fake = _read(samples, "--samples")
     real, name = _real(data, split)
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise CliError(f"--out: {Path(out).parent} is not a folder")
     try:
-        evaluator = Evaluator(real, features, neighbours=neighbours)
+        evaluator = Evaluator(real, features, neighbours=neighbours, device=place)
         scores = evaluator(fake)
     except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
         raise CliError(str(error)) from None
     what = f"{scores.samples} samples of {samples} against {len(real)} images of {name}, features {features}"
     if out is not None:
         provenance = {"samples_file": samples, "data": name, "real": len(real), "features": features}
-        provenance |= {"features_digest": features_digest(evaluator.module), "neighbours": neighbours}
+        provenance |= {
+            "features_digest": features_digest(evaluator.module),
+            "neighbours": neighbours,
+            "device": str(place),
+        }
         try:
             with atomic_path(out) as temporary:
                 temporary.write_text(json.dumps({**scores.as_dict(), **provenance}, indent=1) + "\n")

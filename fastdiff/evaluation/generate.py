@@ -12,14 +12,14 @@ from tqdm import tqdm
 from ..errors import check_count
 from ..sampler import Sampler
 
-__all__ = ["generate", "seed_labels"]
+__all__ = ["generate"]
 
 
 def generate(
     sampler: Sampler,
     seeds: Sequence[int],
     *,
-    labels: str | Sequence[int] | Tensor | None = "cycle",
+    labels: str | int | Sequence[int] | Tensor | None = "cycle",
     cond: dict[str, Any] | None = None,
     batch: int = 250,
     progress: bool = False,
@@ -33,7 +33,7 @@ def generate(
         sampler: knows the shape of a sample (`Sampler(shape=...)` or the model's `sample_shape`).
         seeds: one 64-bit integer per sample.
         labels: "cycle" gives seed s the class s mod the model's `label_dim`, as `fastdiff sample` does, or nothing to a
-            model without classes; or one class per seed; None gives the model none, its null class.
+            model without classes; or one class per seed, or one for all; None gives the model none, its null class.
         cond: further arguments of the model, the same for all batches.
         batch: samples per call of the sampler.
         progress: show a progress bar.
@@ -49,11 +49,7 @@ def generate(
     if sampler.shape is None:
         raise ValueError("sampler must know the shape of a sample: give Sampler(shape=...)")
     seeds = list(seeds)
-    classes = seed_labels(seeds, getattr(sampler.model, "label_dim", 0)) if isinstance(labels, str) else labels
-    if isinstance(labels, str) and labels != "cycle":
-        raise ValueError(f"labels must be 'cycle', one class per seed or None, got {labels!r}")
-    if classes is not None and len(classes) != len(seeds):
-        raise ValueError(f"labels must hold one class per seed ({len(seeds)}), got {len(classes)}")
+    classes = _classes(labels, seeds, getattr(sampler.model, "label_dim", 0))
     parts = [torch.empty(0, *sampler.shape)]
     with tqdm(total=len(seeds), unit="sample", desc="sample", disable=not progress) as bar:
         for start in range(0, len(seeds), batch):
@@ -65,6 +61,16 @@ def generate(
     return torch.cat(parts)
 
 
-def seed_labels(seeds: Sequence[int], classes: int | None) -> list[int] | None:
-    """Seed s draws class s mod `classes`; None for a model without classes."""
-    return [seed % classes for seed in seeds] if classes else None
+def _classes(
+    labels: str | int | Sequence[int] | Tensor | None, seeds: list[int], count: int | None
+) -> Sequence[int] | Tensor | None:
+    """One class per seed, or None for none."""
+    if isinstance(labels, str):
+        if labels != "cycle":
+            raise ValueError(f"labels must be 'cycle', classes or None, got {labels!r}")
+        return [seed % count for seed in seeds] if count else None
+    if isinstance(labels, int):
+        return [labels] * len(seeds)
+    if labels is not None and len(labels) != len(seeds):
+        raise ValueError(f"labels must hold one class per seed ({len(seeds)}), got {len(labels)}")
+    return labels

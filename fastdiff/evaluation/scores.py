@@ -55,6 +55,7 @@ class Evaluator:
         levels: clamp images to [-1, 1] and round them to 256 levels, as an image file holds them. False for data that
             are not images.
         batch: images per call of the feature network.
+        device: where the feature network is moved to; None leaves it (on the CPU, unless it is a module of your own).
 
     Attributes:
         module: the feature network.
@@ -72,10 +73,13 @@ class Evaluator:
         neighbours: int = 3,
         levels: bool = True,
         batch: int = 500,
+        device: torch.device | str | None = None,
     ) -> None:
         self.neighbours = check_count("neighbours", neighbours)
         self.levels, self.batch = levels, batch
         self.module = get_features(features)
+        if device is not None:
+            self.module.to(device)
         self.reference = self.features(reference)
         _check_pair("reference", self.reference, "reference", self.reference, neighbours + 2)
         self._radii = _radii(_array(self.reference), neighbours)

@@ -93,6 +93,7 @@ def test_refusals(files, monkeypatch):
     refused(evaluate(files, samples="small.npz"), r"images must be \[B, 1, 16, 16\], got \[9, 1, 8, 8\]")
     refused(evaluate(files, samples="few.npz"), "samples must be .* at least 5, got")
     refused(evaluate(files, "--features=nothing"), "'nothing': no such file")
+    refused(evaluate(files, "--device=nowhere"), "--device: 'nowhere' cannot be used here")
     monkeypatch.setenv("FASTDIFF_INCEPTION", "/nowhere.pt")
     refused(evaluate(files, "--features=inception"), "Inception's weights are not at /nowhere.pt; download https://")
     refused(evaluate(files, f"--out={files / 'none' / 'x.json'}"), "--out: .*none is not a folder")

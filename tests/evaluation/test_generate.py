@@ -69,6 +69,8 @@ def test_classes_follow_the_seeds():
     given = generate(sampler(model), [5, 6, 7, 8], labels=[2, 0, 1, 2], batch=3)
     assert torch.equal(given, drawn)
     assert not torch.equal(generate(sampler(model), [5, 6, 7, 8], labels=torch.tensor([1, 1, 1, 1])), drawn)
+    same = generate(sampler(model), [5, 6, 7, 8], labels=[1, 1, 1, 1])
+    assert torch.equal(generate(sampler(model), [5, 6, 7, 8], labels=1, batch=3), same)
 
 
 def test_no_classes_on_request_and_for_models_without_them():
