@@ -1,0 +1,144 @@
+"""The configuration of `fastdiff sweep`, and the sweep it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..config import ConfigError, _check_keys, _read_yaml
+from ..data import load as load_data
+from ..errors import check_choice
+from ..models import load as load_model
+from ..prediction import EDMPrediction
+from ..process import EDM
+from ..sampler import Sampler
+from .cells import grid
+from .runner import Sweep
+
+__all__ = ["SweepConfig", "load_sweep_config", "open_sweep"]
+
+_AXES = ("solver", "steps", "epsilon_scale", "w_1st", "w_2nd", "S_churn")
+
+
+@dataclass
+class SweepConfig:
+    """Everything that decides a sweep; the keys of `fastdiff sweep`."""
+
+    network: str = "digits"  # a model file, or digits
+    discriminator: str | None = None  # a file of `fastdiff train-discriminator`, for weights other than 0
+    conditional: bool = True  # give the network the class seed mod classes; otherwise none
+    data: str = "digits16"  # real images to compare with: a name of fastdiff.data.DATASETS ...
+    split: str = "train"  # ... and train or test
+    features: str = "digits"  # the feature space, see fastdiff.evaluation.get_features
+
+    solver: list[str] = field(default_factory=lambda: ["heun"])
+    steps: list[int] = field(default_factory=lambda: [18])
+    epsilon_scale: list[float] = field(default_factory=lambda: [1.0])
+    w_1st: list[float] = field(default_factory=lambda: [0.0])
+    w_2nd: list[float] = field(default_factory=lambda: [0.0])
+    S_churn: list[float] = field(default_factory=lambda: [0.0])
+
+    samples: int = 1000  # per range of seeds
+    ranges: int = 3
+    first_seed: int = 0  # range r: first_seed + r * samples and following
+    batch: int = 250
+
+    rho: float = 7.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    S_min: float | None = None
+    S_max: float | None = None
+    S_noise: float | None = None
+    time_min: float = 0.01  # discriminator guidance acts within these VP times
+    time_max: float = 1.0
+    device: str = "auto"  # auto: CUDA when there is one; process r of torchrun takes GPU r
+
+    def as_dict(self) -> dict[str, Any]:
+        """The configuration as a plain dictionary."""
+        return asdict(self)
+
+
+def load_sweep_config(file: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> SweepConfig:
+    """Defaults, then the YAML `file`, then `changes`. An axis may be one value in place of a list.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown (the message names the nearest known one), or a value
+            has the wrong type.
+    """
+    config = OmegaConf.structured(SweepConfig)
+    sources = [] if file is None else [(f"{file}: ", OmegaConf.to_container(_read_yaml(file)))]
+    for origin, source in [*sources, ("", dict(changes or {}))]:
+        _check_keys(origin, source, SweepConfig().as_dict())
+        assert isinstance(source, dict)
+        lists = {k: [v] if k in _AXES and not isinstance(v, (list, tuple)) else v for k, v in source.items()}
+        try:
+            config = OmegaConf.merge(config, lists)
+        except OmegaConfBaseException as error:
+            key = getattr(error, "full_key", None)
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{origin}{key}: {reason}" if key else f"{origin}{reason}") from None
+    result = OmegaConf.to_object(config)
+    assert isinstance(result, SweepConfig)
+    return result
+
+
+def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> Sweep:
+    """The sweep of a configuration: network, real images and feature space are loaded, nothing is run.
+
+    Args:
+        folder: of the finished cells.
+        local_rank: which GPU of this machine, for device "auto".
+
+    Raises:
+        ConfigError, ModelFileError, FeatureError, ValueError, TypeError, ModuleNotFoundError: what cannot be used.
+    """
+    from ..evaluation import Evaluator
+
+    cells = grid(**{name: getattr(config, name) for name in _AXES}, ranges=config.ranges)
+    check_choice("split", config.split, ("train", "test"))
+    device = _device(config.device, local_rank)
+    model = load_model(config.network, device)
+    if model.metadata.get("prediction") != "edm" or not isinstance(model.metadata.get("sigma_data"), float):
+        raise ConfigError(f"network: {config.network}: the file does not name prediction edm and its sigma_data")
+    discriminator = None
+    if config.discriminator is not None:
+        discriminator = load_model(config.discriminator, device)
+    churn = {name: value for name in ("S_min", "S_max", "S_noise") if (value := getattr(config, name)) is not None}
+    sampler = Sampler(
+        model,
+        process=EDM(config.sigma_min, config.sigma_max),
+        prediction=EDMPrediction(model.metadata["sigma_data"]),
+        rho=config.rho,
+        **churn,
+    )
+    evaluator = Evaluator(load_data(config.data, config.split).images, config.features)
+    return Sweep(
+        sampler,
+        evaluator,
+        cells,
+        folder,
+        discriminator=discriminator,
+        guidance={"time_min": config.time_min, "time_max": config.time_max},
+        samples=config.samples,
+        first_seed=config.first_seed,
+        labels="cycle" if config.conditional else None,
+        batch=config.batch,
+    )
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    """The device of that name, if it can be used here."""
+    if name == "auto":
+        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
+    return device
