@@ -1,4 +1,4 @@
-"""A discriminator's gradient as a guidance term (Kim et al. 2023): grad_x log D / (1 - D), in its own scaling."""
+"""What loops without fastdiff do for discriminator guidance (Kim et al. 2023): grad_x log D / (1 - D) by autograd."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLIP = math.log((1 - 1e-5) / 1e-5)  # where probabilities are clipped, the gradi
 
 
 class DiscriminatorGradient:
-    """guidance(x, level) -> gradient with respect to x, float32.
+    """guide(x, level) -> gradient with respect to x, float32.
 
     Args:
         discriminator: (y in the VP process's scaling, time in [0, 1]) -> logits [B]; its parameters need no gradient.

@@ -79,7 +79,8 @@ def test_a_run_without_graphs_saves_as_it_goes(tmp_path, capsys, monkeypatch):
     arguments = ["--device", "cpu", "--quick", "--parts", "limits,kernels,loops", "--out", str(out)]
     assert matrix.main(arguments) == 0
     result = json.loads(out.read_text())
-    assert [set(cell["ways"]) for cell in result["loops"]] == [{"eager", "fastdiff"}] * 2
+    others = {"diffusers", "k-diffusion"}  # where installed
+    assert [set(cell["ways"]) - others for cell in result["loops"]] == [{"eager", "fastdiff"}] * 2
     assert {record["kernel"] for record in result["kernels"]} == {kernel.name for kernel in kernels.KERNELS}
     assert "MLP policy" in capsys.readouterr().out
     assert compare.main([str(out)]) == 0
