@@ -165,7 +165,7 @@ def _inception_file() -> str:
     file = Path(given or INCEPTION)
     if not file.is_file():
         raise FeatureError(
-            f"features: Inception's weights are not at {file}; download {_INCEPTION_URL} (about 91 MB) once and set "
+            f"features: Inception's weights are not at {file}; download {_INCEPTION_URL} once and set "
             f"{_INCEPTION_VARIABLE} to the file's path, or give that path as features"
         )
     return str(file)
