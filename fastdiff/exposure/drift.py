@@ -182,6 +182,8 @@ def measure_drift(
     if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim == 0 or len(data) < 2:
         came = f"{data.dtype} {list(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
         raise ValueError(f"data must be a floating tensor [N, ...] with N of at least 2, got {came}")
+    if sampler.shape is not None and tuple(sampler.shape) != data.shape[1:]:
+        raise ValueError(f"data must hold samples of shape {list(sampler.shape)}, got {list(data.shape[1:])}")
     batch, probe = check_count("batch", batch), check_count("probe", probe, 0)
     if probe:
         require_scipy()

@@ -81,8 +81,12 @@ class StepSums:
         self.moments.add(rows)
         self.total += total
         self.latent += latent
-        here = np.array([(level.sigma, level.alpha, level.time) for level in levels]).mean(0)
-        self.place += (here - self.place) * (len(rows) / self.moments.count)
+        places = np.array([(level.sigma, level.alpha, level.time) for level in levels])
+        here = places[0] if (places == places[0]).all() else places.mean(0)  # one level for all stays as it is
+        if self.moments.count == len(rows):
+            self.place = here
+        elif (here != self.place).any():
+            self.place = self.place + (here - self.place) * (len(rows) / self.moments.count)
 
 
 class Batch(NamedTuple):
