@@ -9,9 +9,11 @@ from .schedules import LinearScale, epsilon_scales
 
 _LAZY = {  # what is imported when it is first asked for: name -> module
     "Calibration": "choice",
+    "Drift": "drift",
     "calibrate": "calibration",
     "load_scale": "choice",
     "match_norms": "norm",
+    "measure_drift": "drift",
 }
 
 
@@ -21,4 +23,13 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 
-__all__ = ["Calibration", "LinearScale", "calibrate", "epsilon_scales", "load_scale", "match_norms"]
+__all__ = [
+    "Calibration",
+    "Drift",
+    "LinearScale",
+    "calibrate",
+    "epsilon_scales",
+    "load_scale",
+    "match_norms",
+    "measure_drift",
+]
