@@ -117,7 +117,9 @@ class Discriminator:
         if self.conditional:
             if labels is None:
                 raise ValueError("this discriminator needs labels")
-            logit = logit + ((labels.double() @ self.v.flatten(1)) * state.flatten(1)).sum(1)  # a row of zeros: no label
+            logit = logit + ((labels.double() @ self.v.flatten(1)) * state.flatten(1)).sum(
+                1
+            )  # a row of zeros: no label
         return self.scale * logit - self.shift
 
 

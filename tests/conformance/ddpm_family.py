@@ -11,11 +11,12 @@ from torch import Tensor
 import fastdiff
 from fastdiff import ops
 from fastdiff.denoiser import Denoiser, TensorEngine
+from fastdiff.guidance import ClassifierGuidance
 from fastdiff.prediction import PreviousX, get_prediction
 from fastdiff.process import GaussianTables
 from fastdiff.solvers.ddpm import log_variance
 
-from .analytic import DiscreteModel
+from .analytic import Classifier, DiscreteModel
 from .cases import Case, compare
 from .expressions import function_of_x
 from .replay import ROUTES, Calls, check_float32_state, run
@@ -47,10 +48,23 @@ def loop_arguments(case: Case) -> dict[str, Any]:
     return case.arguments(**(ES_DEFAULTS if case.family.startswith("es_") else LOOP_DEFAULTS))
 
 
-def guidance(a: dict[str, Any]) -> None:
-    """The guidance term of a case; guided-diffusion's classifier guidance has no counterpart yet."""
-    if a["classifier_scale"] is not None:
-        raise NotImplementedError("classifier guidance of the mean (p_sample) and of eps (ddim)")
+class Watch(ClassifierGuidance):
+    """guided-diffusion's classifier guidance: of the mean (p_sample) or of eps (ddim). Remembers what was recorded."""
+
+    def __init__(self, scale: float, solver: str):
+        """ADM-ES converts eps to x_0 twice in a guided DDIM step, each time with the scaling."""
+        options = {"rule": "mean"} if solver == "ddpm" else {"rule": "eps", "scaled_again": True}
+        super().__init__(Classifier(), scale, **options)
+        self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def gradient(self, y, told, how, memory, cond):  # type: ignore[no-untyped-def]
+        gradient = super().gradient(y, told, how, memory, cond)
+        self.calls.append((y.clone(), told[0].clone(), self.scale * gradient))
+        return gradient
+
+    def arrays(self, count: int) -> dict[str, Tensor]:
+        """The first `count` calls."""
+        return dict(zip(("cond_x", "cond_t", "cond_grad"), map(torch.stack, zip(*self.calls[:count]))))
 
 
 def epsilon_scale(a: dict[str, Any]) -> Any:
@@ -71,7 +85,6 @@ def epsilon_scale(a: dict[str, Any]) -> Any:
 def sampler_options(case: Case) -> dict[str, Any]:
     """The arguments of `fastdiff.Sampler` that mean what the reference's arguments mean."""
     a = loop_arguments(case)
-    guidance(a)
     if not a["spaced"] and a["respacing"]:
         raise ValueError(f"{case.id}: an unspaced chain with respacing {a['respacing']!r}")
     process, steps = chain(a["beta_schedule"], a["T"], a["respacing"], a["rescale_timesteps"])
@@ -92,6 +105,8 @@ def sampler_options(case: Case) -> dict[str, Any]:
         options["eta"] = a["eta"] or 0.0
     else:
         options["terminal"] = True  # guided-diffusion's last reverse step goes to alpha = 0
+    if a["classifier_scale"] is not None:
+        options["guidance"] = Watch(a["classifier_scale"], solver)
     return options
 
 
@@ -104,6 +119,7 @@ def replay(case: Case, route: str, dtype: torch.dtype | None = None, rounded: bo
         route,
         data["x_init"],
         noise=data.get("noise"),
+        labels=data.get("y"),
         dtype=dtype or (torch.float32 if case.float32 else torch.float64),
         rounded=rounded,
         **options,
@@ -117,13 +133,14 @@ def replay(case: Case, route: str, dtype: torch.dtype | None = None, rounded: bo
         "model_out": torch.stack(done.calls.outputs),
         "sampling_scaler": np.array(scales[::-1]),
         **gaussian_tables(options["process"], options["steps"]),
+        **(options["guidance"].arrays(len(done.calls.times)) if "guidance" in options else {}),
     }
 
 
 def check(case: Case, route: str) -> None:
     """gd_p_sample, gd_ddim, gd_ddim_reverse, es_p_sample and es_ddim."""
     label = f"{route}, reference in float32" if case.float32 else route
-    compare(case, replay(case, route), case.tolerance, inputs=("x_init", "noise"), label=label)
+    compare(case, replay(case, route), case.tolerance, inputs=("x_init", "noise", "y"), label=label)
 
 
 def check_float32(case: Case, route: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -165,7 +166,7 @@ def sedm_gpp(
         return (d + g) / scale if scale_guidance else d / scale + g
 
     x = latents * sigmas[0]
-    for i, (now, following) in enumerate(zip(sigmas, sigmas[1:])):
+    for i, (now, following) in enumerate(pairwise(sigmas)):
         record.states.append(x)
         scale = eps_scaler + kappa * i
         flagged = (ratio < 0) if boosting and i % BOOST_PERIOD == 0 else torch.zeros_like(ratio, dtype=torch.bool)

@@ -158,7 +158,7 @@ def check_float32(case: Case, route: str) -> None:
 
 MODEL_INPUTS = ("sigma", "x", "labels", "round_in")
 GUIDANCE_PREFIXES = ("dg_", "disc_", "tau", "vp_")
-"""Arrays of the `model` family that belong to discriminator guidance; see `registry.PARTS`."""
+"""Arrays of the `model` family that belong to discriminator guidance; `dg_family.check_model` compares them."""
 
 
 def _as_network(net: Denoiser, prediction: str, sigma_data: float) -> Any:

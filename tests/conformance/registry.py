@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import ddpm_family, edm_family, tables
+from . import ddpm_family, dg_family, edm_family, tables, ts_family
 from .cases import Case
 
 # Families that are tables of numbers: runner(case).
@@ -16,25 +16,26 @@ TABLE_RUNNERS: dict[tuple[str, str], Callable[[Case], None]] = {
 }
 # Families that run the library, by each of its routes: runner(case, route).
 ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {
-    ("edm", "model"): edm_family.check_model,
+    ("edm", "model"): edm_family.check_model,  # its guidance arrays: dg_family.check_model
     ("edm", "edm"): edm_family.check,
     ("edm", "es"): edm_family.check,
+    ("edm", "dg"): dg_family.check,
+    ("edm", "sedm"): dg_family.check,
+    ("edm", "sedm_b"): dg_family.check_other_reading,
     ("ddpm", "gd_p_mean_variance"): ddpm_family.check_mean_variance,
     ("ddpm", "gd_p_sample"): ddpm_family.check,
     ("ddpm", "gd_ddim"): ddpm_family.check,
     ("ddpm", "gd_ddim_reverse"): ddpm_family.check,
     ("ddpm", "es_p_sample"): ddpm_family.check,
     ("ddpm", "es_ddim"): ddpm_family.check,
+    ("ddpm", "ts_dpm"): ts_family.check,
+    ("ddpm", "ts_adm_ddim"): ts_family.check,
 }
-# Parts of an implemented family that have no runner yet.
-PARTS: dict[tuple[str, str], str] = {("edm", "model"): "discriminator guidance (the dg_, disc_, tau and vp_ arrays)"}
 
 
 def postponed(case: Case) -> str | None:
     """Why a case of an implemented family is left for later, or None. A rule about arguments, never about a name."""
     a = case.entry.get("args", {})
-    if case.folder == "ddpm" and a.get("classifier_scale") is not None:
-        return "a guidance function"
     if case.folder == "edm" and case.family == "es":
         wanted = {"discretization": "edm", "schedule": "linear", "scaling": "none"}
         others = [f"{name}={a[name]}" for name, value in wanted.items() if a.get(name, value) != value]

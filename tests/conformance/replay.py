@@ -80,10 +80,11 @@ def run(
 ) -> Run:
     """One run from `x_init`, with entry i of `noise` [n, B, ...] for the draw of step i; `options` are the sampler's.
 
-    Without `noise` the run must not draw. `rounded`: what the run is given (start, noise, the model's outputs) is
-    rounded to float32, and nothing else.
+    `model` may be a `Calls` already, for guidance terms that watch it. Without `noise` the run must not draw.
+    `rounded`: what the run is given (start, noise, the model's outputs) is rounded to float32, and nothing else.
     """
-    calls, denoised, levels = Calls(model, rounded), [], []
+    calls = model if isinstance(model, Calls) else Calls(model, rounded)
+    denoised, levels = [], []
     sampler = fastdiff.Sampler(calls, dtype=dtype, **ROUTES[route], **options)
 
     def given(array: np.ndarray) -> Tensor:
@@ -95,7 +96,7 @@ def run(
 
     def look(info: fastdiff.StepInfo) -> None:
         denoised.append(info.denoised.clone())
-        levels.append(info.level.sigma_ve)
+        levels.append(info.level.sigma_ve if isinstance(info.level.sigma_ve, float) else np.nan)  # one for all samples
 
     start = given(x_init)
     final, states = sampler(

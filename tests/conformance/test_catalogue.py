@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from . import test_edm, test_epsilon_scaling, test_guided_diffusion
+from . import test_discriminator_guidance, test_edm, test_epsilon_scaling, test_guided_diffusion, test_time_shift
 from .cases import KNOWN_FAMILIES, ROOT, all_cases, data_folders
-from .registry import PARTS, ROUTE_RUNNERS, TABLE_RUNNERS
+from .registry import ROUTE_RUNNERS, TABLE_RUNNERS
 
 
 def test_every_folder_is_known():
@@ -27,10 +27,11 @@ def test_case_ids_are_unique(folder):
 
 
 def test_every_implemented_family_is_tested_in_one_file():
-    tested = [*test_edm.FAMILIES, *test_guided_diffusion.FAMILIES, *test_epsilon_scaling.FAMILIES]
+    files = (test_edm, test_discriminator_guidance, test_guided_diffusion, test_epsilon_scaling, test_time_shift)
+    tested = [family for file in files for family in file.FAMILIES]
     assert sorted(tested) == sorted([*TABLE_RUNNERS, *ROUTE_RUNNERS])
 
 
 def test_runners_belong_to_known_families():
-    for folder, family in [*TABLE_RUNNERS, *ROUTE_RUNNERS, *PARTS]:
+    for folder, family in [*TABLE_RUNNERS, *ROUTE_RUNNERS]:
         assert family in KNOWN_FAMILIES[folder]

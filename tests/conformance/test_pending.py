@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from .cases import KNOWN_FAMILIES, Case, case_params
-from .registry import PARTS, implemented, postponed, run_case
+from .registry import implemented, postponed, run_case
 
 
 def not_yet(case: Case):
@@ -27,8 +27,3 @@ PENDING = [
 @pytest.mark.parametrize("case", PENDING)
 def test_not_implemented_yet(case):
     run_case(case)
-
-
-@pytest.mark.parametrize("case", [p for folder, family in PARTS for p in case_params(folder, [family], mark=not_yet)])
-def test_part_not_implemented_yet(case):
-    raise NotImplementedError(PARTS[case.folder, case.family])
