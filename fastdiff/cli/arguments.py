@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__all__ = ["SEEDS", "flag", "parse_seeds"]
+__all__ = ["EPSILON_SCALE", "SEEDS", "flag", "parse_seeds"]
 
 _MOST_SEEDS = 1_000_000
 
@@ -45,7 +45,25 @@ class _Seeds(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class _EpsilonScale(click.ParamType):
+    name = "number or file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return float(value)
+        except ValueError:
+            pass
+        from ..exposure import Calibration
+
+        try:
+            return Calibration.load(value)
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            self.fail(f"{value}: neither a number nor a file of fastdiff calibrate ({reason})", param, ctx)
+
+
 SEEDS = _Seeds()
+EPSILON_SCALE = _EpsilonScale()
 
 
 def flag(name: str, **options: Any) -> Any:

@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 import fastdiff
 
-from ..models import ModelFileError, UNet, load
+from ..exposure import Calibration, epsilon_scales
+from ..guidance import Boosting, DiscriminatorGuidance
+from ..models import Discriminator, ModelFileError, UNet, load
 from . import CliError
-from .arguments import SEEDS, flag
+from .arguments import EPSILON_SCALE, SEEDS, flag
 from .output import OutputFolder, grid, npz_bytes, png_bytes
 
 _FILES = ("grid.png", "samples.npz")
@@ -25,7 +27,14 @@ _FILES = ("grid.png", "samples.npz")
 @click.option("--seeds", type=SEEDS, default="0-63", show_default=True, help="One image per seed: 0-63 or 1,5,7-9.")
 @click.option("--steps", type=int, default=18, show_default=True, help="Sampling steps.")
 @click.option("--solver", default="heun", show_default=True, metavar="NAME", help="heun, euler, ddim or ddpm.")
-@flag("epsilon-scale", type=float, default=1.0, show_default=True, help="Epsilon scaling's lambda.")
+@flag(
+    "epsilon-scale", type=EPSILON_SCALE, default=1.0, show_default=True, metavar="NUMBER|FILE",
+    help="Epsilon scaling's lambda, or what `fastdiff calibrate` chose.",
+)  # fmt: skip
+@click.option("--discriminator", metavar="FILE", help="Discriminator guidance (EDM-G++) with this model file.")
+@flag("w_1st", type=float, help="Its weight in a step's first evaluation  [default: 2].")
+@flag("w_2nd", type=float, help="Its weight in Heun's second evaluation  [default: 0].")
+@click.option("--boosting", is_flag=True, help="EDM-G++'s boosting of samples that look generated.")
 @click.option("--outdir", default="samples", show_default=True, metavar="DIR", help="Where to write.")
 @click.option("--network", default="digits", show_default=True, metavar="FILE", help="A model file, or digits.")
 @click.option("--class", "label", type=int, help="Draw this class only; by default seed s draws class s mod classes.")
@@ -43,7 +52,11 @@ def command(
     seeds: list[int],
     steps: int,
     solver: str,
-    epsilon_scale: float,
+    epsilon_scale: float | Calibration,
+    discriminator: str | None,
+    w_1st: float | None,
+    w_2nd: float | None,
+    boosting: bool,
     outdir: str,
     network: str,
     label: int | None,
@@ -65,9 +78,12 @@ def command(
     labels = _labels(model, seeds, label)
     options: dict[str, Any] = {name: value for name, value in solver_options.items() if value is not None}
     settings = {
-        "steps": steps, "solver": solver, "epsilon_scale": epsilon_scale, "rho": rho,
-        "sigma_min": sigma_min, "sigma_max": sigma_max, **options,
+        "steps": steps, "solver": solver, "rho": rho, "sigma_min": sigma_min, "sigma_max": sigma_max, **options,
     }  # fmt: skip
+    weights = {name: value for name, value in (("w_1st", w_1st), ("w_2nd", w_2nd)) if value is not None}
+    if discriminator is None and (weights or boosting):
+        raise CliError(f"--{next(iter(weights), 'boosting')} needs --discriminator")
+    judge = None if discriminator is None else _discriminator(discriminator, model, place)
     try:
         sampler = fastdiff.Sampler(
             model,
@@ -77,11 +93,13 @@ def command(
             steps=steps,
             rho=rho,
             epsilon_scale=epsilon_scale,
+            guidance=None if judge is None else _guidance(judge, weights, boosting),
             **options,
         )
     except (TypeError, ValueError) as error:
         raise CliError(str(error)) from None
 
+    scales = epsilon_scales(sampler.epsilon_scale, steps)
     with OutputFolder(outdir, _FILES) as folder:
         started = time.perf_counter()
         images = _draw(sampler, model, seeds, labels, batch, progress)
@@ -89,7 +107,10 @@ def command(
         provenance = {
             "fastdiff": fastdiff.__version__, "torch": torch.__version__, "device": str(place),
             "network": network, "digest": model.metadata["digest"], **settings,
+            "epsilon_scale": scales[0] if len(set(scales)) == 1 else scales,
         }  # fmt: skip
+        if judge is not None:
+            provenance |= {"discriminator": judge.metadata["digest"], "boosting": boosting, **weights}
         arrays = {"images": images, "seeds": np.array(seeds), "labels": np.array(labels)}
         folder.write({"grid.png": png_bytes(grid(images)), "samples.npz": npz_bytes(arrays, provenance)})
     written = " and ".join(str(folder.path / name) for name in _FILES)
@@ -125,6 +146,22 @@ def _load(network: str, device: torch.device) -> UNet:
     if model.metadata.get("prediction") != "edm" or not isinstance(model.metadata.get("sigma_data"), float):
         raise CliError(f"--network: {network}: the file does not name prediction edm and its sigma_data")
     return model
+
+
+def _discriminator(path: str, model: UNet, device: torch.device) -> Discriminator:
+    """A discriminator of states like the network's."""
+    try:
+        judge = load(path, device)
+    except ModelFileError as error:
+        raise CliError(f"--discriminator: {error}") from None
+    if not isinstance(judge, Discriminator) or judge.sample_shape != model.sample_shape:
+        wanted = f"a discriminator of samples of shape {list(model.sample_shape)}, as the network's are"
+        raise CliError(f"--discriminator must be {wanted}, got {path}")
+    return judge
+
+
+def _guidance(judge: Discriminator, weights: dict[str, float], boosting: bool) -> DiscriminatorGuidance:
+    return DiscriminatorGuidance(judge, **weights, boosting=Boosting() if boosting else None)
 
 
 def _labels(model: UNet, seeds: list[int], label: int | None) -> list[int]:

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fastdiff.cli import main
-from fastdiff.models import UNet, save
+from fastdiff.exposure.choice import Calibration, Candidate
+from fastdiff.models import Discriminator, UNet, save
 
 
 def make_network(path, metadata=None, scale=0.05, **config):
@@ -169,3 +170,57 @@ def test_unknown_command_is_one_line():
     result = CliRunner().invoke(main, ["sampel"])
     assert result.exit_code == 2
     assert result.stderr == "fastdiff: error: No such command 'sampel'.\n"
+
+
+def make_discriminator(path, image_size=8):
+    torch.manual_seed(1)
+    judge = Discriminator(image_size=image_size, patch=1, width=8, embedding=8, hidden=8)
+    for parameter in judge.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save(path, judge, {})
+    return str(path)
+
+
+def test_a_discriminator_guides(network, tmp_path):
+    judge = make_discriminator(tmp_path / "judge.safetensors")
+    plain = sample(network, tmp_path / "plain")
+    zero = sample(network, tmp_path / "zero", f"--discriminator={judge}", "--w_1st=0")
+    guided = sample(network, tmp_path / "guided", f"--discriminator={judge}", "--w-1st=3", "--boosting")
+    assert [r.exit_code for r in (plain, zero, guided)] == [0, 0, 0], guided.output
+    images = [arrays(tmp_path / name)["images"] for name in ("plain", "zero", "guided")]
+    assert (images[0] == images[1]).all()
+    assert (images[0] != images[2]).any()
+    provenance = json.loads(str(arrays(tmp_path / "guided")["config"]))
+    assert provenance["w_1st"] == 3.0
+    assert provenance["boosting"] is True
+    assert len(provenance["discriminator"]) == 64
+
+
+def test_lambda_from_a_calibrations_file(network, tmp_path):
+    candidate = Candidate(1.05, (1.0,), (0.5,), (0.5,))
+    Calibration("search", 1.05, (candidate,), 0.0).save(tmp_path / "lambda.json")
+    from_file = sample(network, tmp_path / "file", f"--epsilon-scale={tmp_path / 'lambda.json'}")
+    number = sample(network, tmp_path / "number", "--epsilon-scale=1.05")
+    assert (from_file.exit_code, number.exit_code) == (0, 0), from_file.output
+    assert (arrays(tmp_path / "file")["images"] == arrays(tmp_path / "number")["images"]).all()
+    assert json.loads(str(arrays(tmp_path / "file")["config"]))["epsilon_scale"] == 1.05
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--epsilon-scale=missing.json"], "missing.json: neither a number nor a file of fastdiff calibrate"),
+        (["--w_1st=1"], "--w_1st needs --discriminator"),
+        (["--boosting"], "--boosting needs --discriminator"),
+        (["--discriminator={network}"], "--discriminator must be a discriminator of samples of shape [1, 8, 8]"),
+        (["--discriminator={other}"], "--discriminator must be a discriminator of samples of shape [1, 8, 8]"),
+        (["--discriminator=missing"], "--discriminator: missing: no such file"),
+    ],
+)
+def test_exposure_flags_are_checked_before_any_work(network, tmp_path, flags, message):
+    other = make_discriminator(tmp_path / "other.safetensors", 16)
+    flags = [flag.format(network=network, other=other) for flag in flags]
+    result = sample(network, tmp_path / "out", *flags)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
