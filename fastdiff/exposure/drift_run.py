@@ -130,7 +130,8 @@ class _Listening(Sampler):
 
     def denoiser(self, engine: Any, levels: Any) -> Denoiser:
         denoise = super().denoiser(engine, levels)
-        if not isinstance(engine, TensorEngine):  # the sampler looks at its plan
+        heard_all = self._to == len(self._batch.data)  # not finite: the sampler runs again to say where
+        if heard_all or not isinstance(engine, TensorEngine):  # or it looks at its plan
             return denoise
         evaluate: Callable[..., Evaluation] = denoise.evaluate
         call: Callable[..., Any] = engine.network
