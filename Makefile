@@ -2,6 +2,7 @@
 # make test    build and run the tests
 # make lint    ruff, mypy, clang-format
 # make bench   the benchmarks
+# make exposure  exposure bias on the digits: trains a discriminator, chooses lambda, compares the corrections (half an hour)
 #
 # Each makes what it needs: a virtual environment with a pinned torch (once), the compiled part (when csrc changed).
 
@@ -10,7 +11,7 @@ VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 ARGS ?=
 
-.PHONY: demo test lint bench build clean
+.PHONY: demo test lint bench exposure build clean
 
 demo: build
 	$(VENV)/bin/fastdiff sample --seeds=0-63 --steps=18 --solver=heun --epsilon-scale=1.0 --outdir=samples
@@ -26,6 +27,9 @@ lint: $(VENV)/installed
 
 bench: build
 	$(VENV)/bin/python -m benchmarks $(ARGS)
+
+exposure: build
+	$(VENV)/bin/python -m benchmarks.exposure $(ARGS)
 
 # ninja knows what changed
 build: $(VENV)/installed

@@ -180,13 +180,17 @@ class Denoiser:
         """A value that later steps read: from memory, if it depends on what samples chose in this one."""
         return self.engine.keep(value)
 
-    def boosting(self) -> tuple[Boosting, Callable[[], Choice]] | None:
+    def boosting(self, x: State) -> tuple[Boosting, Callable[[], Choice]] | None:
         """How a guidance term boosts the churn of this step, and the choice (0: as it is, 1: boosted) that it leaves to
         the samples; None in steps that it leaves alone."""
         for k, term in enumerate(self.terms):
             boosting = getattr(term, "boosting", None)
             if boosting is not None and self.step > 0 and self.step % boosting.period == 0 and k in self._asked:
-                return boosting, lambda k=k, b=boosting: Choice(self.engine, self.engine.choose(b.select, (), (), k))
+                # The state is written before a choice only where its last step was one: a launch reads by one choice.
+                states = [x] if boosting.period == 1 else []
+                return boosting, lambda k=k, b=boosting: Choice(  # type: ignore[misc]
+                    self.engine, self.engine.choose(b.select, states, (), k)
+                )
         return None
 
     def _following(self, level: Level) -> Level:

@@ -80,7 +80,7 @@ def command(
     settings = {
         "steps": steps, "solver": solver, "rho": rho, "sigma_min": sigma_min, "sigma_max": sigma_max, **options,
     }  # fmt: skip
-    weights = {name: value for name, value in (("w_1st", w_1st), ("w_2nd", w_2nd)) if value is not None}
+    weights: dict[str, Any] = {name: value for name, value in (("w_1st", w_1st), ("w_2nd", w_2nd)) if value is not None}
     if discriminator is None and (weights or boosting):
         raise CliError(f"--{next(iter(weights), 'boosting')} needs --discriminator")
     judge = None if discriminator is None else _discriminator(discriminator, model, place)
@@ -160,7 +160,7 @@ def _discriminator(path: str, model: UNet, device: torch.device) -> Discriminato
     return judge
 
 
-def _guidance(judge: Discriminator, weights: dict[str, float], boosting: bool) -> DiscriminatorGuidance:
+def _guidance(judge: Discriminator, weights: dict[str, Any], boosting: bool) -> DiscriminatorGuidance:
     return DiscriminatorGuidance(judge, **weights, boosting=Boosting() if boosting else None)
 
 

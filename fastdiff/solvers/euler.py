@@ -36,7 +36,7 @@ def churn(
         hat = levels.at_sigma(s * (1 + gamma)) if gamma > 0 else level
         return hat if hat.sigma_ve > s else level
 
-    hat, std, boosting = raised(S_churn), S_noise, denoise.boosting()
+    hat, std, boosting = raised(S_churn), S_noise, denoise.boosting(x)
     options = [hat] if boosting is None else [hat, raised(boosting[0].churn)]
     if all(option == level for option in options):
         return x, level
