@@ -87,7 +87,7 @@ class Denoiser:
 
     def evaluate(self, x: State, level: Level) -> Evaluation:
         """Call the model at `level` and return everything it said."""
-        at = Position(self.step, self.evaluations, level)
+        at = Position(self.step, self.levels.steps, self.evaluations, level)
         x0, output, variance = self._predict(x, at)
         scale = self._scale()
         if scale != 1.0:
@@ -188,7 +188,7 @@ class Denoiser:
             if boosting is not None and self.step > 0 and self.step % boosting.period == 0 and k in self._asked:
                 # The state is written before a choice only where its last step was one: a launch reads by one choice.
                 states = [x] if boosting.period == 1 else []
-                return boosting, lambda k=k, b=boosting: Choice(  # type: ignore[misc]
+                return boosting, lambda k=k, b=boosting: Choice(
                     self.engine, self.engine.choose(b.select, states, (), k)
                 )
         return None

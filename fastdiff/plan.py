@@ -156,7 +156,7 @@ class Plan:
             if isinstance(item, Launch):
                 outputs = tuple((output.slot, output.for_network, output.dtype) for output in item.outputs)
                 read = tuple(item.inputs), tuple(item.draws), item.variance, item.rows
-                items.append((*read, outputs, item.clip, len(item.table)))
+                items.append((*read, outputs, item.clip, item.table.shape))
                 continue
             event = item.event
             seen: Hashable = None

@@ -57,7 +57,8 @@ class Sampler:
             (dim 1) has a variance half.
         process: "edm", "ve", "vp", "vp_cosine" or a `Process`.
         prediction: what the output means: "x0", "eps", "v", "score", "previous_x", "edm" or a `Prediction`.
-        solver: "heun", "euler", "ddim", "ddim_inversion", "ddpm" or a generator function (see `fastdiff.solvers`).
+        solver: "heun", "euler", "ddim", "ddim_inversion", "ddpm", "time_shift", "s_pndm", "f_pndm" or a generator
+            function (see `fastdiff.solvers`).
         steps: number of steps, default 18 (VP: all of the process's); for VP also "10,5,5" or "ddim50".
         schedule: sigma schedule by name or function, for VE and EDM; default: the process's own.
         sigmas, timesteps: explicit levels, strictly decreasing, in place of steps and schedule.

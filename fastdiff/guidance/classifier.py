@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_choice
+from ..ops import DTYPES
 from .autograd import gradient_of, ordinary
 from .term import Gradient, GradientCall, Position, Weight, checked_weight, weight_at
 from .vp import tau_of_sigma, vp_scale
@@ -48,7 +49,8 @@ class ClassifierGuidance(Gradient):
         self.scale = checked_weight("scale", scale)
         self.rule = {"eps": "clipped"}.get(check_choice("rule", rule, ("x0", "mean", "eps")), rule)
         self.space = check_choice("space", space, ("process", "vp"))
-        self.scaled_again, self.dtype = bool(scaled_again), dtype
+        self.scaled_again = bool(scaled_again)
+        self.dtype = check_choice("dtype", dtype, (None, *DTYPES))
         self.keeps = None if shared else "labels"
 
     def call(self, at: Position) -> GradientCall | None:

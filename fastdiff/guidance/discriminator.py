@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_choice, check_count, check_finite, check_positive
+from ..ops import DTYPES
 from ..symbols import Chosen, Number, each
 from .autograd import gradient_of, ordinary
 from .term import Gradient, GradientCall, Position, Weight, checked_weight, weight_at
@@ -115,7 +116,8 @@ class DiscriminatorGuidance(Gradient):
             raise ValueError(f"time_min must be below time_max={time_max}, got {time_min}")
         if not 0 < check_positive("clip", clip) < 0.5:
             raise ValueError(f"clip must be between 0 and 0.5, got {clip}")
-        self.clip, self.batch_window, self.boosting, self.dtype = clip, bool(batch_window), boosting, dtype
+        self.clip, self.batch_window, self.boosting = clip, bool(batch_window), boosting
+        self.dtype = check_choice("dtype", dtype, (None, *DTYPES))
         self.output = check_choice("output", output, ("logit", "probability"))
 
     def call(self, at: Position) -> GradientCall | None:

@@ -28,9 +28,11 @@ Weight = float | Sequence[float] | Callable[[Level], float]
 
 @dataclass(frozen=True)
 class Position:
-    """Where in a run an evaluation is: step (0 is the noisiest), its number within the step (Heun: 0 and 1), level."""
+    """Where in a run an evaluation is: step (0 is the noisiest) of how many, its number within the step (Heun: 0 and 1),
+    its level."""
 
     step: int
+    steps: int
     order: int
     level: Level
 
@@ -152,12 +154,12 @@ def weight_at(name: str, weight: Weight, at: Position) -> float:
     """The number that a weight is at an evaluation.
 
     Raises:
-        ValueError: a list that has ended.
+        ValueError: a list of another length than the steps.
     """
     if callable(weight):
         return float(weight(at.level))
     if isinstance(weight, Sequence):
-        if at.step >= len(weight):
-            raise ValueError(f"{name} must have one entry per step, got {len(weight)} for step {at.step + 1}")
+        if len(weight) != at.steps:
+            raise ValueError(f"{name} must have one entry per step ({at.steps}), got {len(weight)}")
         return float(weight[at.step])
     return float(weight)

@@ -100,6 +100,26 @@ def critic(graphs: Graphs, dtype: torch.dtype = torch.float32) -> Critic:
         return Critic().to(graphs.device, dtype)
 
 
+class Judge(nn.Module):
+    """A discriminator of one logit, or a classifier."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(16, outputs))
+        self.classes = nn.Embedding(4, outputs)
+
+    def forward(self, y, t, labels=None):
+        logits = self.net(y.to(self.classes.weight.dtype)) * (1 + t.to(y.dtype)[:, None] / 1000).to(y.dtype)
+        return logits if labels is None else logits + self.classes(labels)
+
+
+def judge(graphs: Graphs, outputs: int = 1) -> Judge:
+    """A discriminator or classifier with the same weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return Judge(outputs).to(graphs.device)
+
+
 def linear(x, t, labels=None):
     """A network of a few operations, with the same rows in every batch."""
     y = 0.5 * x + 0.01 * torch.log1p(t).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))

@@ -177,7 +177,7 @@ class Emulator:
         finally:
             for memory in tape.memory.values():
                 if memory.made:
-                    memory.poison()
+                    memory.poison(0)  # an index, for the next capture, which here computes
                 memory.restore()
             torch.set_rng_state(generator)
             self.tape = None

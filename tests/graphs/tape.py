@@ -87,7 +87,8 @@ class Memory:
         """Whether a tensor still looks at memory that the capture made."""
         return torch._C._storage_Use_Count(self.key) > 1
 
-    def poison(self) -> None:
+    def poison(self, index: int | None = None) -> None:
+        """Fill it with NaN; integers with `index`, or one that is out of every range."""
         if not self.bytes:
             return
         storage = self.storage()
@@ -96,7 +97,8 @@ class Memory:
         if self.dtype.is_floating_point or self.dtype.is_complex:
             flat.fill_(float("nan"))
         else:
-            flat.fill_(True if self.dtype == torch.bool else torch.iinfo(self.dtype).max // 2)
+            wrong = True if self.dtype == torch.bool else torch.iinfo(self.dtype).max // 2
+            flat.fill_(wrong if index is None else index)
 
     def snapshot(self) -> None:
         if self.before is None and not self.made:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fastdiff import LinearScale, ops
+from fastdiff.guidance import AutoGuidance, Boosting, ClassifierFree, ClassifierGuidance, DiscriminatorGuidance
 
-from .conftest import SHAPE, Net, critic
+from .conftest import SHAPE, Net, critic, judge
 
 pytestmark = pytest.mark.filterwarnings("error:.*:RuntimeWarning")  # no capture falls back
 
@@ -42,16 +43,43 @@ SOLVERS = {
     "guided": {"guidance": 1, "guidance_scale": 2.0, "S_churn": 10.0},
     "two terms": {"guidance": 2, "guidance_scale": [2.0, -0.5], "clip_denoised": True},
     "guided ddim": {**VP, "solver": "ddim", "eta": 0.5, "guidance": 1, "epsilon_scale": 1.02},
-}
+    "discriminator": {"terms": lambda g: DiscriminatorGuidance(judge(g), 2.0, 1.0), "epsilon_scale": 1.02},
+    "boosting": {"terms": lambda g: DiscriminatorGuidance(judge(g), boosting=Boosting(period=1)), "S_churn": 1.0},
+    "batch window": {
+        "terms": lambda g: DiscriminatorGuidance(judge(g), time="cosine", batch_window=True, boosting=Boosting(2)),
+    },
+    "classifier": {"terms": lambda g: ClassifierGuidance(judge(g, 4), 0.5), "S_churn": 10.0},
+    "classifier mean": {
+        **VP, "solver": "ddpm", "variance": "learned_range",
+        "terms": lambda g: ClassifierGuidance(judge(g, 4), rule="mean"),
+    },
+    "classifier eps": {**VP, "solver": "ddim", "terms": lambda g: ClassifierGuidance(judge(g, 4), rule="eps")},
+    "classifier-free": {"terms": lambda g: ClassifierFree(2.0, interval=(0.1, 10.0))},
+    "classifier-free, batched": {"terms": lambda g: ClassifierFree(2.0, null={"labels": 0}, batched=True)},
+    "classifier-free, rescaled": {"terms": lambda g: ClassifierFree(2.0, rescale=0.7)},
+    "autoguidance": {"terms": lambda g: AutoGuidance(g.net(), 1.5, prediction="eps")},
+    "all terms": {
+        "terms": lambda g: [
+            DiscriminatorGuidance(judge(g)),
+            ClassifierFree(1.5),
+            lambda x, level, **cond: -x,
+            AutoGuidance(g.net(), 1.2),
+        ],
+    },
+    "time shift": {**VP, "solver": "time_shift", "steps": "ddim5", "window": 100, "cutoff": 100},
+}  # fmt: skip
 
 
 def build(graphs, name, dtype=torch.float32, **arguments):
     """(eager, captured) samplers of one kind, each with a network of its own."""
     options = {**SOLVERS[name], "dtype": dtype, **arguments}
+    terms_of = options.pop("terms", None)
     samplers = []
     for graph in ("off", options.pop("graph", "loop")):
         terms = [critic(graphs), lambda x, level, **cond: -x / (1 + level.sigma**2)][: options.get("guidance", 0)]
         extra = {"guidance": terms} if terms else {}
+        if terms_of is not None:
+            extra = {"guidance": terms_of(graphs)}
         net = graphs.net(halves=2 if "variance" in options else 1)
         samplers.append(graphs.sampler(net, **{**options, **extra, "graph": graph}))
     return samplers
