@@ -23,8 +23,8 @@ def draw(drifts: Mapping[str, Drift], *, title: str = "") -> bytes:
     sampling runs to the left, and 0 is the final state. Bars are two standard errors.
 
     Args:
-        drifts: name -> drift, for instance of the same sampler with and without epsilon scaling. One set of noised-data
-            curves is drawn for each. With one drift of another number of steps the axes still count steps left.
+        drifts: name -> drift, for instance of one sampler with and without epsilon scaling; "" for a single one. The
+            noise levels along the upper edges are those of the one with the most steps.
         title: above the panels.
 
     Returns:
@@ -53,14 +53,15 @@ def draw(drifts: Mapping[str, Drift], *, title: str = "") -> bytes:
             _line(
                 norm, drift, "eps_norm_applied", label("sampling, as applied"), color=colour, linestyle=":", marker="v"
             )
-        _line(ratio, drift, "ratio", name, **main)
+        _line(ratio, drift, "ratio", name, less=1.0, **main)
         _line(variance, drift, "variance_error_relative", name, **main)
         _line(delta, drift, "delta_marginal", label("marginal"), **main)
-        _line(delta, drift, "delta", label("against the own datum (the paper's)"), **on_data)
+        _line(delta, drift, "delta", label("against its own datum (the paper's)"), **on_data)
         _line(error, drift, "x0_error", name, **main)
         _line(normal, drift, "shapiro_w", name, **main)
     _say(norm, "Norm of the predicted noise", r"$\|\epsilon_\theta\|_2$")
-    _say(ratio, "Sampling / noised data", "ratio of the norms", 1.0)
+    _say(ratio, "Ratio of the norms, sampling to noised data", "ratio - 1", 0.0)
+    ratio.set_yscale("symlog", linthresh=0.01)  # the last levels' ratios are far from 1, and the first ones' matter
     _say(
         variance,
         "Variance of the state against noised data",
@@ -83,8 +84,8 @@ def draw(drifts: Mapping[str, Drift], *, title: str = "") -> bytes:
     return png(figure)
 
 
-def _line(ax: Axes, drift: Drift, column: str, label: str, **style: Any) -> None:
-    values, error = getattr(drift, column), getattr(drift, f"{column}_se", None)
+def _line(ax: Axes, drift: Drift, column: str, label: str, less: float = 0.0, **style: Any) -> None:
+    values, error = getattr(drift, column) - less, getattr(drift, f"{column}_se", None)
     known = ~np.isnan(values)
     bars = None if error is None else 2 * np.nan_to_num(error[known])
     # A leading underscore keeps a line out of the legend.

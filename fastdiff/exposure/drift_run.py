@@ -189,6 +189,7 @@ def listen(sampler: Sampler, batch: Batch, sums: list[StepSums]) -> None:
 
     `sums` grows by what is missing: one entry per step and one for the final state.
     """
+    network = sampler._network  # compiled once, if at all, and not by every listener
     ear = _Listening(sampler, batch)
     # What was checked and moved before the first batch is handed over as it is.
     ear.finish(ear(batch.data.shape, seeds=batch.seeds, cond=batch.cond))
@@ -201,7 +202,7 @@ def listen(sampler: Sampler, batch: Batch, sums: list[StepSums]) -> None:
         levels = [part.level for part in heard for _ in range(len(part.numbers))]
         while len(sums) <= step:
             sums.append(StepSums(torch.zeros_like(batch.mean)))
-        truth, errors = _on_data(sampler, batch, levels, step, kept)
+        truth, errors = _on_data(sampler, network, batch, levels, step, kept)
         rows = torch.cat([torch.cat([part.numbers for part in heard]), truth, noise[:, None]], 1)
         sums[step].add(rows.cpu().numpy(), torch.stack([part.total for part in heard]).sum(0), latent, levels)
         if errors is not None:
@@ -209,7 +210,12 @@ def listen(sampler: Sampler, batch: Batch, sums: list[StepSums]) -> None:
 
 
 def _on_data(
-    sampler: Sampler, batch: Batch, levels: Sequence[Level], step: int, kept: Tensor | None
+    sampler: Sampler,
+    network: Callable[..., Tensor],
+    batch: Batch,
+    levels: Sequence[Level],
+    step: int,
+    kept: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """|eps|, |t - alpha mu|^2 / D and the error's square / D on data noised to `levels` [B], as [B, 3]; probed errors.
 
@@ -248,9 +254,7 @@ def _on_data(
         backend=sampler.backend,
     )
     times = torch.tensor([sampler.prediction.time(level) for level in levels], dtype=torch.float64)
-    output, _ = split_variance(
-        sampler._network(seen, times.to(sampler.time_dtype).to(device), **batch.cond), data.shape
-    )
+    output, _ = split_variance(network(seen, times.to(sampler.time_dtype).to(device), **batch.cond), data.shape)
     of_data, of_output = 1 - alpha * skip, -alpha * out / sigma  # eps = (of_data t) / sigma + of_output F
     norm = squares([data, output], of_data * alpha / sigma, of_output, of_data).sqrt()
     error = squares([data, output], skip * alpha - 1, out, skip * sigma) / size

@@ -87,9 +87,7 @@ def test_picture(gaussian, tmp_path):
     picture = np.asarray(Image.open(tmp_path / "drift.png"))
     assert picture.shape[1] > picture.shape[0] > 500
     assert picture.std() > 10
-    both = draw({"a": gaussian, "b": gaussian}, title="both")
-    assert both == draw({"a": gaussian, "b": gaussian}, title="both")  # the same bytes every time
-    assert both != (tmp_path / "drift.png").read_bytes()
+    assert draw({"a": gaussian, "b": gaussian}, title="both") != (tmp_path / "drift.png").read_bytes()
     with pytest.raises(ValueError, match="at least one"):
         draw({})
 
@@ -100,6 +98,7 @@ def test_panels_and_png():
     axes[0].plot([0, 1], [0, 1])
     assert len(axes) == 3
     assert Image.open(io.BytesIO(png(figure, dpi=100))).size == (400, 200)
+    assert png(figure) == png(figure)
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
