@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, State
@@ -21,16 +22,24 @@ from ..process import CLEAN, VP, Level, Levels
 RULES = ("paper", "ts_dpm", "ts_adm")
 
 
-def nearest_variance(x: Tensor, variances: Tensor) -> Tensor:
-    """argmin over k of |var(x_b) - variances[k]|, int64 [B]: x [B, ...], var over a sample's elements (unbiased)."""
-    if x.shape[1:].numel() < 2:
+def variance(x: Tensor) -> Tensor:
+    """The unbiased variance over the elements of every sample of x [B, ...], float64 [B]; x itself is not copied."""
+    flat = x.flatten(1)
+    n = flat.shape[1]
+    if n < 2:
         raise ValueError(f"a time shift needs samples of at least 2 elements, got a state of shape {list(x.shape)}")
-    return (x.flatten(1).double().var(1)[:, None] - variances.double()).abs().argmin(1)
+    squares = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
+    return (squares - flat.sum(1, dtype=torch.float64).square() / n) / (n - 1)
 
 
-def with_variance(x: Tensor, variance: Tensor) -> Tensor:
-    """Every sample of x [B, ...] scaled to the variance [B] over its elements (unbiased)."""
-    factor = (variance.double() / x.flatten(1).double().var(1)).sqrt()
+def nearest_variance(x: Tensor, variances: Tensor) -> Tensor:
+    """argmin over k of |var(x_b) - variances[k]|: int64 [B]."""
+    return (variance(x)[:, None] - variances.double()).abs().argmin(1)
+
+
+def with_variance(x: Tensor, wanted: Tensor) -> Tensor:
+    """Every sample of x [B, ...] scaled to a variance [B] over its elements."""
+    factor = (wanted.double() / variance(x)).sqrt()
     return x * factor.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
