@@ -273,7 +273,7 @@ def loop(case: Case, scale_guidance: bool) -> dict[str, Any]:
         labels=torch.as_tensor(data["labels"]) if "labels" in data else None,
         w_1st=a["dg_weight_1st_order"],
         w_2nd=a["dg_weight_2nd_order"],
-        boosting=bool(a["boosting"]),
+        boosting=dg_loop.Boost() if a["boosting"] else None,
         cosine=cosine,
         as_is=as_is(case),
         scale_guidance=scale_guidance,

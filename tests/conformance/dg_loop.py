@@ -10,14 +10,23 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 BETA_0, BETA_1, CLIP = 0.1, 20.0, 1e-5
-BOOST_PERIOD, BOOST_CHURN, BOOST_NOISE, BOOST_FACTOR_PERIOD, BOOST_FACTOR = 5, 4.0, 1.0, 2, 2.0
 OFF = 1e7  # the log ratio of samples that are not guided
+
+
+class Boost(NamedTuple):
+    """The constants of boosting, as the official code has them."""
+
+    period: int = 5
+    churn: float = 4.0
+    noise: float = 1.0
+    factor_period: int = 2
+    factor: float = 2.0
 
 
 @dataclass
@@ -114,9 +123,9 @@ def sedm_gpp(
     sigmas: list[float],
     noise: Callable[[int], Tensor],
     *,
-    w_1st: float = 2.0,
+    w_1st: float | list[float] = 2.0,
     w_2nd: float = 0.0,
-    boosting: bool = False,
+    boosting: Boost | None = None,
     S_churn: float = 0.0,
     S_min: float = 0.0,
     S_max: float = math.inf,
@@ -145,7 +154,7 @@ def sedm_gpp(
     window = {"time_min": time_min, "time_max": time_max, "cosine": cosine, "per_sample": per_sample, "as_is": as_is}
     given: dict[str, Any] = {} if labels is None else {"labels": labels}
 
-    def slope(x: Tensor, sigma: Tensor, weight: float, scale: float, order: int, boosted: bool) -> Tensor:
+    def slope(x: Tensor, sigma: Tensor, weight: float, scale: float, order: int, boosted: float = 1.0) -> Tensor:
         nonlocal ratio
         d = denoise(x, sigma, **given)
         record.call_x.append(x)
@@ -160,18 +169,20 @@ def sedm_gpp(
                 ratio = found
             else:  # the reference does not return the second one
                 record.dg_log_ratio[-1] = torch.full_like(found, math.nan)
-            if boosted:
-                g = torch.where(column(ratio < 0, x), BOOST_FACTOR * g, g)
+            if boosted != 1:
+                g = torch.where(column(ratio < 0, x), boosted * g, g)
         g = weight * g / column(sigma, x)
         return (d + g) / scale if scale_guidance else d / scale + g
 
+    weight = w_1st if isinstance(w_1st, list) else [w_1st] * steps
     x = latents * sigmas[0]
     for i, (now, following) in enumerate(pairwise(sigmas)):
         record.states.append(x)
         scale = eps_scaler + kappa * i
-        flagged = (ratio < 0) if boosting and i % BOOST_PERIOD == 0 else torch.zeros_like(ratio, dtype=torch.bool)
-        churn = torch.where(flagged, torch.full_like(ratio, BOOST_CHURN), torch.full_like(ratio, S_churn))
-        loud = torch.where(flagged, torch.full_like(ratio, BOOST_NOISE), torch.full_like(ratio, S_noise))
+        flagged = (ratio < 0) if boosting and i % boosting.period == 0 else torch.zeros_like(ratio, dtype=torch.bool)
+        churn, loud = torch.full_like(ratio, S_churn), torch.full_like(ratio, S_noise)
+        if boosting:
+            churn, loud = churn.masked_fill(flagged, boosting.churn), loud.masked_fill(flagged, boosting.noise)
         loud = loud.float().to(x.dtype) if as_is else loud
         gamma = (churn / steps).clamp(max=math.sqrt(2) - 1) * (S_min <= now <= S_max)
         hat = now * (1 + gamma)
@@ -179,11 +190,12 @@ def sedm_gpp(
         z = noise(i) if bool((gamma > 0).any()) else torch.zeros_like(x)
         x_hat = x + column(added * loud, x) * z
         record.sigma_hat.append(hat)
-        d = slope(x_hat, hat, w_1st, scale, 1, boosting and i % BOOST_FACTOR_PERIOD == 0)
+        boosted = boosting.factor if boosting and i % boosting.factor_period == 0 else 1.0
+        d = slope(x_hat, hat, weight[i], scale, 1, boosted)
         h = column(following - hat, x)
         x = x_hat + h * d
         if i < steps - 1 and not use_euler:
-            d_prime = slope(x, torch.full_like(hat, following), w_2nd, scale, 2, False)
+            d_prime = slope(x, torch.full_like(hat, following), w_2nd, scale, 2)
             x = x_hat + h * (d + d_prime) / 2
     record.states.append(x)
     return {**record.arrays(), "final": x}
