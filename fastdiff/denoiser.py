@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -188,9 +189,8 @@ class Denoiser:
             if boosting is not None and self.step > 0 and self.step % boosting.period == 0 and k in self._asked:
                 # The state is written before a choice only where its last step was one: a launch reads by one choice.
                 states = [x] if boosting.period == 1 else []
-                return boosting, lambda k=k, b=boosting: Choice(
-                    self.engine, self.engine.choose(b.select, states, (), k)
-                )
+                choose = partial(self.engine.choose, boosting.select, states, (), k)
+                return boosting, lambda: Choice(self.engine, choose())
         return None
 
     def _following(self, level: Level) -> Level:

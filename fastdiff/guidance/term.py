@@ -28,8 +28,8 @@ Weight = float | Sequence[float] | Callable[[Level], float]
 
 @dataclass(frozen=True)
 class Position:
-    """Where in a run an evaluation is: step (0 is the noisiest) of how many, its number within the step (Heun: 0 and 1),
-    its level."""
+    """Where in a run an evaluation is: step (0 is the noisiest) of how many, number within the step (Heun: 0 and 1),
+    level."""
 
     step: int
     steps: int
