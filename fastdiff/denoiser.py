@@ -189,9 +189,11 @@ class Denoiser:
             if boosting is not None and self.step > 0 and self.step % boosting.period == 0 and k in self._asked:
                 # The state is written before a choice only where its last step was one: a launch reads by one choice.
                 states = [x] if boosting.period == 1 else []
-                choose = partial(self.engine.choose, boosting.select, states, (), k)
-                return boosting, lambda: Choice(self.engine, choose())
+                return boosting, partial(self._choice, boosting.select, states, k)
         return None
+
+    def _choice(self, selector: Callable[..., Tensor], states: Sequence[State], term: int) -> Choice:
+        return Choice(self.engine, self.engine.choose(selector, states, (), term))
 
     def _following(self, level: Level) -> Level:
         """The next level of the run, for predictions that are defined between two."""
