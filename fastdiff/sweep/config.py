@@ -18,6 +18,7 @@ from ..models import load as load_model
 from ..prediction import EDMPrediction
 from ..process import EDM
 from ..sampler import Sampler
+from ..training.run import choose_device
 from .cells import grid
 from .runner import Sweep
 
@@ -102,7 +103,9 @@ def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> 
 
     cells = grid(**{name: getattr(config, name) for name in _AXES}, ranges=config.ranges)
     check_choice("split", config.split, ("train", "test"))
-    device = _device(config.device, local_rank)
+    device = choose_device(config.device)
+    if config.device == "auto" and device.type == "cuda":
+        device = torch.device("cuda", local_rank)
     model = load_model(config.network, device)
     if model.metadata.get("prediction") != "edm" or not isinstance(model.metadata.get("sigma_data"), float):
         raise ConfigError(f"network: {config.network}: the file does not name prediction edm and its sigma_data")
@@ -130,15 +133,3 @@ def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> 
         labels="cycle" if config.conditional else None,
         batch=config.batch,
     )
-
-
-def _device(name: str, local_rank: int) -> torch.device:
-    """The device of that name, if it can be used here."""
-    if name == "auto":
-        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
-    return device
