@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff import Sampler, ops
+from fastdiff import VP, Sampler, ops
 from fastdiff.exposure.drift import measure_drift
 from fastdiff.guidance import ClassifierFree, DiscriminatorGuidance
 from fastdiff.guidance.discriminator import Boosting
@@ -96,3 +96,26 @@ def test_the_run_is_the_samplers(solver):
     sampler = make(solver=solver, epsilon_scale=1.02, **options)
     drift = measure_drift(sampler, data(), seeds=SEEDS, probe=0)
     assert drift.variance_sampling[-1] == pytest.approx(float(sampler(20, seeds=SEEDS).var(0).mean()), rel=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "time_shift", "s_pndm", "f_pndm"])
+def test_solvers_of_a_discrete_chain(solver):
+    """Also those with several evaluations in a step, and those whose samples choose the level of the next."""
+    process = VP.linear(1000)
+    abar = torch.tensor(process.alphas_cumprod)
+
+    def eps(x, t):
+        a = abar[t.long()].view(-1, 1)
+        return (1 - a).sqrt() * x / (0.36 * a + 1 - a)
+
+    options = {"window": 40, "cutoff": 100} if solver == "time_shift" else {}
+    sampler = Sampler(
+        eps, process=process, prediction="eps", solver=solver, steps=10, shape=(16,), dtype=torch.float64, **options
+    )
+    x0 = 0.6 * torch.randn(12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tables = [measure_drift(sampler, x0, batch=batch, probe=0) for batch in (12, 5)]
+    for name, column in tables[0].columns().items():
+        np.testing.assert_allclose(tables[1].columns()[name], column, rtol=1e-9, atol=1e-12, err_msg=name)
+    final = sampler(12, seeds=0)
+    assert tables[0].variance_sampling[-1] == pytest.approx(float(final.var(0).mean()), rel=1e-9)
+    assert tables[0].time[0] == 999
