@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config import ConfigError, _check_keys, _read_yaml
 from ..data import load as load_data
 from ..errors import check_choice
+from ..models import Discriminator
 from ..models import load as load_model
 from ..prediction import EDMPrediction
 from ..process import EDM
@@ -112,6 +113,9 @@ def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> 
     discriminator = None
     if config.discriminator is not None:
         discriminator = load_model(config.discriminator, device)
+        if not isinstance(discriminator, Discriminator):
+            kind = type(discriminator).__name__
+            raise ConfigError(f"discriminator: {config.discriminator} holds a {kind}, not a Discriminator")
     churn = {name: value for name in ("S_min", "S_max", "S_noise") if (value := getattr(config, name)) is not None}
     sampler = Sampler(
         model,
@@ -120,7 +124,11 @@ def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> 
         rho=config.rho,
         **churn,
     )
-    evaluator = Evaluator(load_data(config.data, config.split).images, config.features)
+    images = load_data(config.data, config.split).images
+    if tuple(images.shape[1:]) != tuple(model.sample_shape):
+        wanted, got = list(model.sample_shape), list(images.shape[1:])
+        raise ConfigError(f"data: {config.data} has images of shape {got}, the network draws {wanted}")
+    evaluator = Evaluator(images, config.features)
     return Sweep(
         sampler,
         evaluator,

@@ -78,13 +78,15 @@ REFUSALS = [
     (["--features=absent.pt"], "absent.pt"),
     (["--network=absent.safetensors"], "absent.safetensors: no such file"),
     (["--discriminator=absent.safetensors"], "absent.safetensors: no such file"),
+    (["--discriminator=digits"], "holds a UNet, not a Discriminator"),
     (["--data=mnist"], "data must be one of"),
+    (["--network=digits"], "has images of shape [1, 8, 8], the network draws [1, 16, 16]"),
     (["--device=tpu"], "device"),
     (["--config=absent.yaml"], "absent.yaml"),
 ]
 
 
-@pytest.mark.parametrize(("extra", "wanted"), REFUSALS, ids=[extra[0] for extra, _ in REFUSALS])
+@pytest.mark.parametrize(("extra", "wanted"), REFUSALS, ids=[" ".join(extra) for extra, _ in REFUSALS])
 def test_refused_in_one_line_with_nothing_left_behind(flags, tmp_path, extra, wanted):
     result = sweep(tmp_path / "out", [*flags, "--steps=3", *extra])
     assert result.exit_code == 2, result.output
