@@ -40,7 +40,8 @@ def command(file: str | None, out: str, **flags: Any) -> None:
 
     Flags take the place of the configuration's keys, which are those of fastdiff.sweep.SweepConfig. Every finished cell
     is a file in DIR/cells; run the same command again to go on. Writes DIR/sweep.csv, DIR/best.md and plots. Under
-    torchrun the cells are split over the processes, one GPU each; the last to finish writes the results.
+    torchrun (`torchrun --nproc-per-node=2 --no-python fastdiff sweep ...`) the cells are split over the processes, one
+    GPU each; the last to finish writes the results.
     """
     from ..config import ConfigError
     from ..evaluation import FeatureError
