@@ -142,3 +142,41 @@ class Judge(nn.Module):
         if self.classes is not None and labels is not None:
             logit = logit + (self.classes[labels] * flat).sum(1)
         return logit
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Data of three classes, each a Gaussian, called like a network of x_0: of its class with `labels`, else of all."""
+
+    process: Any = None
+    means: tuple[float, ...] = (-0.8, 0.1, 0.7)
+    stds: tuple[float, ...] = (0.3, 0.5, 0.4)
+
+    def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) [B] of what a network of this process is told."""
+        if isinstance(self.process, fastdiff.VP):
+            abar = torch.as_tensor(self.process.alphas_cumprod)[t.long()]
+            return abar.sqrt(), (1 - abar).sqrt()
+        return torch.ones_like(t, dtype=torch.float64), t.double()
+
+    def of_all(self) -> list[Gaussian]:
+        return [Gaussian(mean, std, self.process) for mean, std in zip(self.means, self.stds)]
+
+    def log_odds(self, u: Tensor, sigma: Tensor) -> Tensor:
+        """log p(u | class) [B, 3] in VE terms; the classes are equally likely."""
+        return torch.stack([g.log_density(u, sigma) for g in self.of_all()], 1)
+
+    def classifier(self, x: Tensor, t: Tensor) -> Tensor:
+        """Logits of a state of the process at the time its networks are told."""
+        alpha, sigma = self.level(t)
+        return self.log_odds(x / column(alpha, x), sigma / alpha)
+
+    def classifier_of_vp(self, y: Tensor, tau: Tensor) -> Tensor:
+        """Logits of a state in VP terms at its VP time."""
+        sigma = torch.as_tensor(vp.sigma_of_tau(tau.numpy()))
+        return self.log_odds(y * column((1 + sigma**2).sqrt(), y), sigma)
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None, **cond: Any) -> Tensor:
+        each = torch.stack([g(x, t) for g in self.of_all()], 1)
+        weights = self.classifier(x, t).softmax(1) if labels is None else nn.functional.one_hot(labels, 3).double()
+        return (weights.reshape(*weights.shape, *(1,) * (x.ndim - 1)) * each).sum(1)
