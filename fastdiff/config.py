@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-__all__ = ["ConfigError", "ModelConfig", "TrainConfig", "load_train_config"]
+__all__ = [
+    "ConfigError",
+    "DiscriminatorConfig",
+    "ModelConfig",
+    "TrainConfig",
+    "load_discriminator_config",
+    "load_train_config",
+]
 
 
 class ConfigError(ValueError):
@@ -71,17 +79,93 @@ class TrainConfig:
         Raises:
             ConfigError: naming the key, what was wanted and what came.
         """
-        for key in ("iterations", "batch", "log_every", "evaluate_every", "checkpoint_every"):
+        _check_run(self)
+        for key in ("P_std", "sigma_data"):
+            _require(0 < getattr(self, key) < math.inf, key, "positive and finite", getattr(self, key))
+        _require(0 <= self.label_dropout < 1, "label_dropout", "in [0, 1)", self.label_dropout)
+
+
+@dataclass
+class DiscriminatorConfig:
+    """Everything that decides a discriminator's training; the keys of `fastdiff train-discriminator`."""
+
+    data: str = "digits16"  # real samples: a name of fastdiff.data.DATASETS
+    validation: float = 0.1  # fraction of the real and of the generated samples that is held out
+
+    network: str = "digits"  # the denoiser whose samples are told from real ones: a model file, or digits
+    solver: str = "heun"  # the fakes' sampler: a good one, not the few-step one that is to be guided
+    steps: int = 18
+    fakes: int = 5000  # generated samples; each has the class of a real one
+    fake_seed: int = 1_000_000  # of the first; the others count up. Keep it away from seeds that are evaluated
+    fake_batch: int = 250
+
+    start: str = "denoiser"  # denoiser: begin as the network's own way down; scratch: as `model`
+    extractor: str = "none"  # none; denoiser: its way down, frozen; or a TorchScript file (y, tau) -> [B, C, H, W]
+    model: ModelConfig = field(default_factory=ModelConfig)  # of the encoder, unless the denoiser decides it
+    conditional: bool = False  # whether the discriminator is given the class
+    hidden: int = 128
+    dropout: float = 0.1
+
+    sigma_min: float = 0.01  # noise levels (VE) are log-uniform between these: VP times as Kim et al. 2023 draw them
+    sigma_max: float = 5.0  # the paper's range is 0.001 to 152; on small data most of it teaches nothing
+    temporal_weight: str = "none"  # none: every level counts alike; time: as if VP times were drawn uniformly
+
+    iterations: int = 700  # at most
+    patience: int = 3  # evaluations without a lower held-out loss before the run stops; 0: never
+    batch: int = 256  # one half real, one half generated
+    learning_rate: float = 5e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])  # AdamW
+    weight_decay: float = 1e-2
+    warmup: int = 0  # iterations of linear warm-up; a cosine to 0 follows
+    grad_clip: float = 1.0  # largest gradient norm; 0 turns clipping off
+    ema: float = 0.995  # largest decay; the decay at iteration i is min(ema, (1 + i) / (10 + i))
+
+    seed: int = 0
+    device: str = "auto"
+    amp: str = "auto"
+    log_every: int = 20
+    evaluate_every: int = 50  # iterations between losses of the averaged network on the held-out samples
+    checkpoint_every: int = 100
+
+    def as_dict(self) -> dict[str, Any]:
+        """The configuration as nested plain dictionaries."""
+        return asdict(self)
+
+    def check(self) -> None:
+        """Refuses values that are out of range.
+
+        Raises:
+            ConfigError: naming the key, what was wanted and what came.
+        """
+        _check_run(self)
+        for key in ("steps", "fakes", "fake_batch", "hidden"):
             _require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
-        for key in ("warmup", "grad_clip", "seed"):
-            _require(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
-        for key in ("learning_rate", "P_std", "sigma_data"):
-            _require(0 < getattr(self, key) < float("inf"), key, "positive and finite", getattr(self, key))
-        for key in ("ema", "label_dropout"):
-            _require(0 <= getattr(self, key) < 1, key, "in [0, 1)", getattr(self, key))
-        betas_ok = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require(betas_ok, "betas", "two numbers in [0, 1)", self.betas)
-        _require(self.amp in ("auto", "bfloat16", "none"), "amp", "auto, bfloat16 or none", self.amp)
+        for key in ("fake_seed", "patience", "weight_decay"):
+            _require(0 <= getattr(self, key) < math.inf, key, "at least 0 and finite", getattr(self, key))
+        _require(self.batch % 2 == 0, "batch", "even: one half real, one half generated", self.batch)
+        _require(0 < self.validation < 1, "validation", "in (0, 1)", self.validation)
+        _require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
+        _require(0 < self.sigma_min < math.inf, "sigma_min", "positive and finite", self.sigma_min)
+        wanted = f"above sigma_min = {self.sigma_min} and finite"
+        _require(self.sigma_min < self.sigma_max < math.inf, "sigma_max", wanted, self.sigma_max)
+        _require(self.start in ("denoiser", "scratch"), "start", "denoiser or scratch", self.start)
+        _require(self.temporal_weight in ("none", "time"), "temporal_weight", "none or time", self.temporal_weight)
+
+
+def _check_run(config: TrainConfig | DiscriminatorConfig) -> None:
+    """The checks of the keys that every training run has."""
+    for key in ("iterations", "batch", "log_every", "evaluate_every", "checkpoint_every"):
+        _require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
+    for key in ("warmup", "grad_clip", "seed"):
+        _require(getattr(config, key) >= 0, key, "at least 0", getattr(config, key))
+    _require(0 < config.learning_rate < math.inf, "learning_rate", "positive and finite", config.learning_rate)
+    _require(0 <= config.ema < 1, "ema", "in [0, 1)", config.ema)
+    betas_ok = len(config.betas) == 2 and all(0 <= beta < 1 for beta in config.betas)
+    _require(betas_ok, "betas", "two numbers in [0, 1)", config.betas)
+    _require(config.amp in ("auto", "bfloat16", "none"), "amp", "auto, bfloat16 or none", config.amp)
+
+
+_Config = TypeVar("_Config", TrainConfig, DiscriminatorConfig)
 
 
 def _require(ok: bool, key: str, wanted: str, got: Any) -> None:
@@ -96,7 +180,21 @@ def load_train_config(file: str | Path | None = None, overrides: Sequence[str] =
         ConfigError: the file cannot be read, a key is unknown (the message names the nearest known one), a
             value has the wrong type or is out of range.
     """
-    config = OmegaConf.structured(TrainConfig)
+    return _load(TrainConfig, file, overrides)
+
+
+def load_discriminator_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -> DiscriminatorConfig:
+    """As `load_train_config`, for a discriminator's training.
+
+    Raises:
+        ConfigError: see `load_train_config`.
+    """
+    return _load(DiscriminatorConfig, file, overrides)
+
+
+def _load(kind: type[_Config], file: str | Path | None, overrides: Sequence[str]) -> _Config:
+    """Defaults of `kind`, then a file, then overrides; checked."""
+    config = OmegaConf.structured(kind)
     sources: list[tuple[str, DictConfig]] = []
     if file is not None:
         sources.append((f"{file}: ", _read_yaml(file)))
@@ -105,7 +203,7 @@ def load_train_config(file: str | Path | None = None, overrides: Sequence[str] =
             raise ConfigError(f"expected key=value, got {override!r}")
         sources.append(("", OmegaConf.from_dotlist([override])))
     for origin, source in sources:
-        _check_keys(origin, OmegaConf.to_container(source), TrainConfig().as_dict())
+        _check_keys(origin, OmegaConf.to_container(source), kind().as_dict())
         try:
             config = OmegaConf.merge(config, source)
         except OmegaConfBaseException as error:
@@ -113,7 +211,7 @@ def load_train_config(file: str | Path | None = None, overrides: Sequence[str] =
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{origin}{key}: {reason}" if key else f"{origin}{reason}") from None
     result = OmegaConf.to_object(config)
-    assert isinstance(result, TrainConfig)
+    assert isinstance(result, kind)
     result.check()
     return result
 

@@ -6,7 +6,13 @@ from importlib import resources
 
 import pytest
 
-from fastdiff.config import ConfigError, TrainConfig, load_train_config
+from fastdiff.config import (
+    ConfigError,
+    DiscriminatorConfig,
+    TrainConfig,
+    load_discriminator_config,
+    load_train_config,
+)
 
 
 def test_defaults_file_and_overrides_in_that_order(tmp_path):
@@ -71,3 +77,23 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         load_train_config(file)
     with pytest.raises(ConfigError, match=r"absent\.yaml: cannot be read"):
         load_train_config(tmp_path / "absent.yaml")
+
+
+def test_discriminators_have_a_configuration_of_their_own(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("fakes: 70\nmodel:\n  width: 16\n")
+    config = load_discriminator_config(file, ["sigma_max=20"])
+    assert isinstance(config, DiscriminatorConfig)
+    assert (config.fakes, config.sigma_max, config.model.width) == (70, 20.0, 16)
+    assert config.batch == DiscriminatorConfig().batch
+    for override, wanted in [
+        ("P_mean=1", "unknown key P_mean"),
+        ("validation=1", r"validation must be in \(0, 1\), got 1.0"),
+        ("sigma_min=inf", "sigma_min must be positive and finite"),
+        ("patience=-1", "patience must be at least 0"),
+        ("weight_decay=inf", "weight_decay must be at least 0 and finite"),
+        ("ema=1", "ema must be in"),
+        ("batch=3", "batch must be even"),
+    ]:
+        with pytest.raises(ConfigError, match=wanted):
+            load_discriminator_config(file, [override])

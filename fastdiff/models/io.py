@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from ..files import atomic_path
 from .classifier import Classifier
+from .discriminator import EXTERNAL, Discriminator
 from .unet import UNet
 
 __all__ = ["ModelFileError", "check_tensors", "load", "load_tensors", "read_metadata", "save", "save_tensors"]
 
-_ARCHITECTURES: dict[str, type[nn.Module]] = {"Classifier": Classifier, "UNet": UNet}
+_ARCHITECTURES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (Classifier, Discriminator, UNet)}
 _SHIPPED = {"digits": "digits.safetensors", "digits_classifier": "digits_classifier.safetensors"}
 _KEY = "fastdiff"
 
@@ -49,32 +50,37 @@ def save(path: str | Path, model: nn.Module, metadata: dict[str, Any]) -> None:
     save_tensors(path, model.state_dict(), description)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
+def load(path: str | Path, device: str | torch.device = "cpu", extractor: nn.Module | None = None) -> Any:
     """Reads a model file, or a shipped model by its name.
 
     Args:
         path: a file written by `save`, or `"digits"` (the class-conditional 16x16 digits of this package) or
             `"digits_classifier"` (their classifier).
         device: where the parameters go.
+        extractor: of a `Discriminator` whose file lacks it: the module it was trained on.
 
     Returns:
         The network in evaluation mode, gradients off, with the file's description as `.metadata`.
 
     Raises:
         ModelFileError: no such file, truncated or damaged, another architecture, missing, unexpected or
-            misshapen tensors, non-finite weights.
+            misshapen tensors, non-finite weights; an extractor is missing or has no place.
     """
     file = _resolve(path)
     tensors, metadata = load_tensors(file)
     name, config = metadata.get("architecture"), metadata.get("config")
     if name not in _ARCHITECTURES or not isinstance(config, dict):
         raise ModelFileError(f"{file}: unknown architecture {name!r}; known: {', '.join(_ARCHITECTURES)}")
+    external = config.get("extractor") == EXTERNAL
+    if external != (extractor is not None):
+        wanted = "given: the file does not hold it" if external else "left out: there is no place for one"
+        raise ModelFileError(f"{file}: extractor must be {wanted}")
     try:
-        model: Any = _ARCHITECTURES[name](**config)
+        model: Any = _ARCHITECTURES[name](**{**config, "extractor": extractor} if external else config)
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{file}: the configuration does not build a {name}: {error}") from None
     check_tensors(file, tensors, model.state_dict())
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict(tensors, assign=True, strict=not external)  # names and shapes have been checked
     model.metadata = metadata
     return model.to(device).eval().requires_grad_(False)
 

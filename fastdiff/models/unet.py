@@ -185,6 +185,16 @@ class UNet(nn.Module):
             ValueError: `x` or `labels` has another shape or dtype, or labels were given to an unconditional
                 network.
         """
+        x, skips, embedding = self.encode(x, c_noise, labels)
+        for level, stage in enumerate(_stages(self.decoder)):
+            if level:
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            for block in stage:
+                x = block(torch.cat([x, skips.pop()], dim=1), embedding)
+        return F.pixel_shuffle(self.out(F.silu(self.norm(x))), self.patch)
+
+    def encode(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The way down: (output of the middle block, outputs of the encoder's blocks, embedding); see `forward`."""
         if x.dim() != 4 or tuple(x.shape[1:]) != self.sample_shape:
             raise ValueError(f"UNet: x must be [B, {', '.join(map(str, self.sample_shape))}], got {list(x.shape)}")
         phase = c_noise.to(torch.promote_types(c_noise.dtype, torch.float32)) * _NOISE_SCALE
@@ -204,13 +214,7 @@ class UNet(nn.Module):
             for block in stage:
                 x = block(x, embedding)
                 skips.append(x)
-        x = self.middle(x, embedding)
-        for level, stage in enumerate(_stages(self.decoder)):
-            if level:
-                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            for block in stage:
-                x = block(torch.cat([x, skips.pop()], dim=1), embedding)
-        return F.pixel_shuffle(self.out(F.silu(self.norm(x))), self.patch)
+        return self.middle(x, embedding), skips, embedding
 
     def _classes(self, labels: Tensor | None, x: Tensor) -> Tensor:
         """Rows of the label embedding: `labels`, with -1 (or None) turned into the null class."""

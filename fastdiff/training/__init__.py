@@ -1,8 +1,19 @@
-"""Training: the EDM loss and a resumable trainer."""
+"""Training: denoisers with the EDM loss, discriminators for guidance; resumable to the same bits."""
 
 from __future__ import annotations
 
+from .calibration import LevelReport, Report, assess
+from .discriminator import DiscriminatorTrainer, NothingLearntError
 from .loss import draw_sigma, edm_loss
 from .trainer import Trainer
 
-__all__ = ["Trainer", "draw_sigma", "edm_loss"]
+__all__ = [
+    "DiscriminatorTrainer",
+    "LevelReport",
+    "NothingLearntError",
+    "Report",
+    "Trainer",
+    "assess",
+    "draw_sigma",
+    "edm_loss",
+]

@@ -152,6 +152,11 @@ class TrainingRun:
         """The parameters that are trained: all but a frozen extractor's."""
         return [p for name, p in model.named_parameters() if not name.startswith("extractor.")]
 
+    @staticmethod
+    def weights(model: nn.Module) -> dict[str, Tensor]:
+        """The tensors that training changes, by name."""
+        return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("extractor.")}
+
     def _rate(self) -> float:
         """Learning rate of the next iteration: linear warm-up times a cosine to 0."""
         config = self.config
@@ -188,8 +193,8 @@ class TrainingRun:
 
     def _state(self) -> dict[str, Tensor]:
         """Every tensor a resumed run needs, by name."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+        tensors = {f"model.{name}": tensor for name, tensor in self.weights(self.model).items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in self.weights(self.ema).items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
         return tensors | self.extra_tensors()
@@ -220,7 +225,7 @@ class TrainingRun:
             names = [name for name in tensors if name.startswith(prefix)]
             return {name.removeprefix(prefix): tensors[name] for name in names}
 
-        # Not strict, for an extractor that is not in the file: names and shapes have just been checked.
+        # Not strict, as a frozen extractor is not in the file: names and shapes have just been checked.
         self.model.load_state_dict(part("model."), strict=False)
         self.ema.load_state_dict(part("ema."), strict=False)
         moments = self.optimizer.state_dict()
