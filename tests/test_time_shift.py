@@ -196,7 +196,10 @@ def test_order_of_convergence(solver, order, gaussian):
 
 def test_official_grid():
     assert ts_dpm_timesteps(10) == [801, 701, 601, 501, 401, 301, 201, 101, 1]
-    assert len(ts_dpm_timesteps(20)) == 19
+    assert len(ts_dpm_timesteps(20)) == 19 and ts_dpm_timesteps(2, T=50) == [1]
+    for steps in (1, 51):
+        with pytest.raises(ValueError, match="steps must be"):
+            ts_dpm_timesteps(steps, T=50)
 
 
 def test_variance_of_samples():
