@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from itertools import chain
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..errors import check_choice, check_count, check_positive, warn
+from ..guidance.term import Contrast, Gradient
 from ..sampler import Sampler
 from .choice import Calibration, Candidate, Scale
 from .norm import match_norms
@@ -240,19 +242,18 @@ def _judge_schedule(scores: _Scores, schedule: Sequence[float], settings: dict[s
 
 def describe(sampler: Sampler) -> dict[str, Any]:
     """What of a sampler a choice of lambda depends on, as JSON can hold it."""
-    solver, metadata = sampler.solver, getattr(sampler.model, "metadata", None) or {}
     return {
         "fastdiff": __version__,
         "torch": torch.__version__,
-        "network": metadata.get("digest", type(sampler.model).__name__),
+        "network": _plain(sampler.model),
         "process": type(sampler.process).__name__,
         "prediction": sampler.prediction.name,
-        "solver": getattr(solver, "__name__", type(solver).__name__),
+        "solver": _plain(sampler.solver),
         "steps": sampler.levels.steps,
         "sigmas": [float(f"{sigma:.6g}") for sigma in sampler.levels.sigmas],
         "options": {name: _plain(value) for name, value in sorted(sampler.options.items())},
         "epsilon_scale_mode": sampler.epsilon_scale_mode,
-        "guidance": [_plain(term) for term in sampler.guidance],
+        "guidance": _plain(list(sampler.guidance)),
         "guidance_scale": _plain(list(sampler.guidance_scale)),
         "clip_denoised": _plain(sampler.clip),
         "dtype": str(sampler.dtype),
@@ -260,19 +261,32 @@ def describe(sampler: Sampler) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it; of objects their own `settings`, else their name."""
+    """A value as JSON holds it: of networks the digest or the type, of functions the name, of terms all they hold."""
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    settings = getattr(value, "settings", None)
-    return settings if isinstance(settings, (dict, str)) else getattr(value, "__name__", type(value).__name__)
+    if isinstance(value, (Gradient, Contrast)) or (is_dataclass(value) and not callable(value)):
+        held = {name: _plain(v) for name, v in sorted(vars(value).items()) if not name.startswith("_")}
+        return {"type": type(value).__name__, **held}
+    if isinstance(value, (torch.dtype, torch.device)):
+        return str(value)
+    metadata = getattr(value, "metadata", None) or {}
+    return metadata.get("digest", getattr(value, "__name__", type(value).__name__))
 
 
 def _generator(labels: Any, batch: int) -> Draw:
+    """`generate` with labels that suit every range."""
     from ..evaluation import generate
 
-    return lambda sampler, seeds: generate(sampler, seeds, labels=labels, batch=batch)
+    if not (labels is None or labels == "cycle" or hasattr(labels, "__index__")):
+        raise ValueError(f"labels must be 'cycle', one class or None (draw= for others), got {labels!r}")
+
+    def draw(sampler: Sampler, seeds: list[int]) -> Tensor:
+        own = [int(labels)] * len(seeds) if hasattr(labels, "__index__") else labels
+        return generate(sampler, seeds, labels=own, batch=batch)
+
+    return draw
 
 
 def _ranges(seeds: Any) -> list[list[int]]:

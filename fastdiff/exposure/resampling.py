@@ -17,7 +17,7 @@ _Z = 1.959964
 
 
 def student(freedom: int) -> float:
-    """The 97.5 % point of Student's t; from 11 degrees of freedom on by its expansion, to .002."""
+    """The 97.5 % point of Student's t; from 11 degrees of freedom on by its expansion, to .003."""
     if freedom <= len(_T):
         return _T[freedom - 1]
     return _Z + (_Z**3 + _Z) / (4 * freedom) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * freedom**2)
