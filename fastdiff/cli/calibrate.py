@@ -1,0 +1,153 @@
+"""`fastdiff calibrate`: a sampler's settings in; the lambda that measures best, with its errors, out as a file."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+import fastdiff
+
+from . import CliError
+from .arguments import flag
+from .evaluate import _real as real_images
+from .sample import _device as named_device
+from .sample import _discriminator as load_discriminator
+from .sample import _guidance as guide
+from .sample import _load as load_network
+
+
+class _Grid(click.ParamType):
+    name = "grid"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return [float(part) for part in value.split(",")] if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"expected lambdas such as .95,1,1.05, got {value!r}", param, ctx)
+
+
+@click.command("calibrate")
+@click.option("--out", required=True, metavar="FILE", help="The JSON file to write.")
+@click.option("--network", default="digits", show_default=True, metavar="FILE", help="A model file, or digits.")
+@click.option("--solver", default="heun", show_default=True, metavar="NAME", help="heun, euler, ddim or ddpm.")
+@click.option("--steps", type=int, default=18, show_default=True, help="Sampling steps.")
+@click.option(
+    "--method", type=click.Choice(["search", "linear", "norm"]), default="search", show_default=True,
+    help="One constant; after it b + k i; or (experimental) norms of epsilon matched step by step.",
+)  # fmt: skip
+@click.option("--samples", type=click.IntRange(2), default=1000, show_default=True, help="Per range of seeds.")
+@click.option(
+    "--ranges", type=click.IntRange(1), default=3, show_default=True, help="Of seeds; errors need two or more."
+)
+@flag("first_seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first range.")
+@click.option("--grid", type=_Grid(), metavar="LIST", help="Lambdas, 1 is added  [default: .93 to 1.10].")
+@click.option("--refine/--no-refine", default=True, show_default=True, help="Golden section after the grid.")
+@click.option("--tolerance", type=float, default=0.0025, show_default=True, help="Of lambda, when refined.")
+@click.option("--data", default="digits16", show_default=True, metavar="NAME", help="Real images: a data set or .npz.")
+@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True)
+@click.option("--features", default="digits", show_default=True, metavar="NAME", help="digits, inception, or a file.")
+@click.option("--strength", type=float, default=1.0, show_default=True, help="Norm: 0 leaves 1, -1 turns the sign.")
+@click.option("--clip", type=float, default=0.1, show_default=True, help="Norm: largest distance of lambda from 1.")
+@flag("norm_images", type=click.IntRange(2), default=1000, show_default=True, help="Norm: images to match.")
+@click.option("--discriminator", metavar="FILE", help="Discriminator guidance (EDM-G++) with this model file.")
+@flag("w_1st", type=float, help="Its weight in a step's first evaluation  [default: 2].")
+@flag("w_2nd", type=float, help="Its weight in Heun's second evaluation  [default: 0].")
+@click.option("--boosting", is_flag=True, help="EDM-G++'s boosting of samples that look generated.")
+@click.option("--class", "label", type=int, help="Draw this class only; by default seed s draws class s mod classes.")
+@click.option("--batch", type=click.IntRange(1), default=250, show_default=True, help="Images per batch.")
+@flag("S_churn", type=float, help="Heun, Euler: amount of noise added back.")
+@flag("S_min", type=float, help="Lowest level that is churned.")
+@flag("S_max", type=float, help="Highest level that is churned.")
+@flag("S_noise", type=float, help="Standard deviation of the added noise.")
+@flag("rho", type=float, default=7.0, show_default=True, help="Exponent of the Karras schedule.")
+@flag("sigma_min", type=float, default=0.002, show_default=True, help="Lowest noise level.")
+@flag("sigma_max", type=float, default=80.0, show_default=True, help="Highest noise level.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: CUDA when there is one.")
+@click.option("--progress/--no-progress", default=True, help="Show what is being scored.")
+def command(out: str, method: str, ranges: int, samples: int, first_seed: int, progress: bool, **flags: Any) -> None:
+    """Choose epsilon scaling's lambda for these settings by Frechet distance, and write it with its errors.
+
+    Every candidate draws the same seeds. Use the file as `fastdiff sample --epsilon-scale FILE` with the same settings:
+    the best lambda of one solver or number of steps is not that of another. A lower distance is often precision bought
+    with recall, which is printed beside it.
+    """
+    from ..evaluation import Evaluator
+    from ..exposure.calibration import GRID, calibrate
+
+    if not Path(out).absolute().parent.is_dir() or Path(out).is_dir():
+        raise CliError(f"--out must be a file in a folder that exists, got {out}")
+    sampler, labels = _sampler(flags)
+    real, _ = real_images(flags["data"], flags["split"])
+    if real.shape[1:] != sampler.shape:
+        raise CliError(f"--data: images are {list(real.shape[1:])}, the network's samples {list(sampler.shape)}")
+    options: dict[str, Any] = {"grid": flags["grid"] or GRID}
+    options |= {name: flags[name] for name in ("refine", "tolerance", "batch", "strength", "clip")}
+    if method == "norm":
+        count = flags["norm_images"]
+        options |= {"data": real[:count], "data_labels": _classes(flags, sampler, count)}
+    seeds = [range(first_seed + i * samples, first_seed + (i + 1) * samples) for i in range(ranges)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        try:
+            score = Evaluator(real, flags["features"])
+            found = calibrate(
+                sampler, score, seeds=seeds, calibrate=method, labels=labels, progress=progress, **options
+            )
+        except FloatingPointError as error:
+            raise click.ClickException(str(error)) from None
+        except (TypeError, ValueError, ModuleNotFoundError) as error:
+            raise CliError(str(error)) from None
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        click.echo(f"fastdiff: warning: {message}", err=True)
+    try:
+        found.save(out)
+    except OSError as error:
+        raise click.ClickException(f"cannot write to {out}: {error.strerror or error}") from None
+    click.echo(f"{found}\nwrote {out}")
+
+
+def _sampler(flags: dict[str, Any]) -> tuple[fastdiff.Sampler, Any]:
+    """The sampler to calibrate, and the labels of its samples."""
+    place = named_device(flags["device"])
+    model = load_network(flags["network"], place)
+    label = flags["label"]
+    if label is not None and not 0 <= label < model.label_dim:
+        wanted = f"must be 0 to {model.label_dim - 1}" if model.label_dim else "needs a network with classes"
+        raise CliError(f"--class {wanted}, got {label}")
+    weights = {name: flags[name] for name in ("w_1st", "w_2nd") if flags[name] is not None}
+    if flags["discriminator"] is None and (weights or flags["boosting"]):
+        raise CliError(f"--{next(iter(weights), 'boosting')} needs --discriminator")
+    guidance = None
+    if flags["discriminator"] is not None:
+        guidance = guide(load_discriminator(flags["discriminator"], model, place), weights, flags["boosting"])
+    churn = {name: flags[name] for name in ("S_churn", "S_min", "S_max", "S_noise") if flags[name] is not None}
+    try:
+        sampler = fastdiff.Sampler(
+            model,
+            process=fastdiff.EDM(flags["sigma_min"], flags["sigma_max"]),
+            prediction=fastdiff.EDMPrediction(model.metadata["sigma_data"]),
+            solver=flags["solver"],
+            steps=flags["steps"],
+            rho=flags["rho"],
+            guidance=guidance,
+            **churn,
+        )
+    except (TypeError, ValueError) as error:
+        raise CliError(str(error)) from None
+    return sampler, "cycle" if label is None else label
+
+
+def _classes(flags: dict[str, Any], sampler: fastdiff.Sampler, count: int) -> Any:
+    """Labels of the images that norms are matched to."""
+    from .. import data as datasets
+
+    if not getattr(sampler.model, "label_dim", None):
+        return None
+    if flags["label"] is not None:
+        raise CliError("--class must be left out with --method norm: the images have classes of their own")
+    if flags["data"] not in datasets.DATASETS:
+        raise CliError("--data must be a data set with classes for --method norm and a network with classes")
+    return datasets.load(flags["data"], flags["split"]).labels[:count]
