@@ -33,12 +33,14 @@ class Evaluation(NamedTuple):
     Attributes:
         x0: predicted x_0; output: the raw output F (its mean half); variance: the handle of the variance half.
         pushes: (weight, gradient) of the guidance terms with rule "mean".
+        moved: what the other gradients added to x_0, for means that do not come from x_0; None for nothing.
     """
 
     x0: State
     output: State
     variance: Any
     pushes: Sequence[tuple[Any, State]] = ()
+    moved: State | None = None
 
 
 class Choice(NamedTuple):
@@ -95,24 +97,31 @@ class Denoiser:
             u = x / level.alpha
             x0 = u - (u - x0) / scale
         gradients = self._gradients(x, at)
-        for term, weight, gradient in gradients:
-            if term.rule == "x0":
-                x0 = x0 + (weight * level.sigma**2 / level.alpha) * gradient
+        moves = {rule: self._moved(gradients, rule, level) for rule in ("x0", "clipped")}
+        if moves["x0"] is not None:
+            x0 = x0 + moves["x0"]
         if self.denoised_fn is not None:
             x0 = self.engine.apply(self.denoised_fn, x0)
         if self.clip is not None:
             x0 = self.engine.clip(x0, *self.clip)
-        for term, weight, gradient in gradients:
-            if term.rule == "clipped":
-                x0 = x0 + (weight * level.sigma**2 / level.alpha) * gradient
-                if term.scaled_again and scale != 1.0:
-                    x0 = x / level.alpha - (x / level.alpha - x0) / scale
+        if moves["clipped"] is not None:
+            x0 = x0 + moves["clipped"]
+            if scale != 1.0 and any(term.scaled_again for term, *_ in gradients):
+                x0 = x / level.alpha - (x / level.alpha - x0) / scale
         if self.evaluations == 0:
             alike = not chosen_by(level)
             self.first_level = level if alike else self.levels[self.step]
         self.evaluations += 1
         self.last_x0 = x0
-        return Evaluation(x0, output, variance, [(w, g) for term, w, g in gradients if term.rule == "mean"])
+        pushes = [(weight, gradient) for term, weight, gradient in gradients if term.rule == "mean"]
+        moved = [move for move in moves.values() if move is not None]
+        return Evaluation(x0, output, variance, pushes, sum(moved[1:], moved[0]) if moved else None)
+
+    @staticmethod
+    def _moved(gradients: Sequence[tuple[Gradient, Any, State]], rule: str, level: Level) -> State | None:
+        """What the gradients of the terms with a rule add to x_0."""
+        moves = [(w * level.sigma**2 / level.alpha) * g for term, w, g in gradients if term.rule == rule]
+        return sum(moves[1:], moves[0]) if moves else None
 
     def _predict(self, x: State, at: Position) -> tuple[State, State, Any]:
         """The network's x_0, and how the terms with a second opinion push it: (x_0, F, the variance half)."""

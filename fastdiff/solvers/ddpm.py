@@ -46,7 +46,8 @@ def ddpm(
         evaluation = denoise.evaluate(x, levels[levels.steps - 1 - i])
         mean = q.posterior_mean_coef1[i] * evaluation.x0 + q.posterior_mean_coef2[i] * x
         if isinstance(denoise.prediction, PreviousX):
-            mean = evaluation.output
+            moved = evaluation.moved
+            mean = evaluation.output if moved is None else evaluation.output + q.posterior_mean_coef1[i] * moved
         for weight, gradient in evaluation.pushes:  # Dhariwal & Nichol 2021, Algorithm 1
             if variance.startswith("learned"):
                 mean = mean + denoise.learned(evaluation, a[i], b[i], weight * gradient)

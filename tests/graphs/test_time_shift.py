@@ -37,8 +37,6 @@ def build(graphs, name, **arguments):
 @pytest.mark.parametrize("scope", ["loop", "step"])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_replay_chooses_anew(name, scope, graphs):
-    if graphs.emulated and scope == "step":
-        pytest.skip("the CPU's kernel refuses the poisoned choices of the piece before")
     eager, captured = build(graphs, name, graph="off"), build(graphs, name, graph=scope)
     for seeds in ([0, 1], [7, 8], [3, 2**63]):
         want = eager(2, seeds=seeds)
