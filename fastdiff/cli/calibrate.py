@@ -81,8 +81,8 @@ def command(out: str, method: str, ranges: int, samples: int, first_seed: int, p
         raise CliError(f"--out must be a file in a folder that exists, got {out}")
     sampler, labels = _sampler(flags)
     real, _ = real_images(flags["data"], flags["split"])
-    if real.shape[1:] != sampler.shape:
-        raise CliError(f"--data: images are {list(real.shape[1:])}, the network's samples {list(sampler.shape)}")
+    if list(real.shape[1:]) != list(sampler.shape or ()):
+        raise CliError(f"--data: images are {list(real.shape[1:])}, the network's samples {list(sampler.shape or ())}")
     options: dict[str, Any] = {"grid": flags["grid"] or GRID}
     options |= {name: flags[name] for name in ("refine", "tolerance", "batch", "strength", "clip")}
     if method == "norm":
@@ -100,7 +100,8 @@ def command(out: str, method: str, ranges: int, samples: int, first_seed: int, p
             raise click.ClickException(str(error)) from None
         except (TypeError, ValueError, ModuleNotFoundError) as error:
             raise CliError(str(error)) from None
-    for message in dict.fromkeys(str(warning.message) for warning in caught):
+    ours = [str(warning.message) for warning in caught if issubclass(warning.category, RuntimeWarning)]
+    for message in dict.fromkeys(ours):
         click.echo(f"fastdiff: warning: {message}", err=True)
     try:
         found.save(out)

@@ -183,7 +183,7 @@ def _search(scores: _Scores, method: str, grid: list[float], tolerance: float | 
     if error is not None:
         errors["lambda"] = error
         reach = student(len(scores.ranges) - 1) * error
-        interval = constant - reach, constant + reach
+        interval = None if edge else (constant - reach, constant + reach)
     if method == "linear":
         best, end, slopes = _slope(scores, constant, tolerance)
         edge = edge or end

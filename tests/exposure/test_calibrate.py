@@ -104,6 +104,7 @@ def test_the_edge_of_the_grid_is_a_warning():
     with pytest.warns(RuntimeWarning, match=r"lambda = 1\.01 is an end of the grid"):
         found = chosen(Denoiser(1.06), grid=(0.99, 1.0, 1.01))
     assert found.edge
+    assert found.interval is None
     assert "end of its grid" in str(found)
 
 
