@@ -260,12 +260,12 @@ def check_float32(case: Case, route: str) -> None:
 
 def loop(case: Case, scale_guidance: bool) -> dict[str, Any]:
     """What the plain loop says of a case, by one of the two readings."""
-    a, data = arguments(case), case.arrays
+    a, data, net = arguments(case), case.arrays, Denoiser.of(case)
     network, cosine = discriminator(case)
     noise = data.get("noise")
-    grid = sampler_options(a, Denoiser.of(case))["process"].levels(a["num_steps"], rho=a["rho"]).sigmas
+    grid = sampler_options(a, net)["process"].levels(a["num_steps"], rho=a["rho"]).sigmas
     got = dg_loop.sedm_gpp(
-        Denoiser.of(case),
+        net,
         network,
         torch.as_tensor(data["latents"]),
         grid.tolist(),
@@ -277,6 +277,7 @@ def loop(case: Case, scale_guidance: bool) -> dict[str, Any]:
         cosine=cosine,
         as_is=as_is(case),
         scale_guidance=scale_guidance,
+        round_sigma=net.round_sigma,
         **{k: a[k] for k in "S_churn S_min S_max S_noise time_min time_max eps_scaler kappa use_euler".split()},
     )
     for name in ("call_sigma", "sigma_hat"):

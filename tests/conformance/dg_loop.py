@@ -140,6 +140,7 @@ def sedm_gpp(
     cosine: bool = False,
     per_sample: bool = False,
     as_is: bool = False,
+    round_sigma: Callable[[float], float] = float,
 ) -> dict[str, Tensor]:
     """Sections 8 (lambda = 1) and 9: everything the reference records, and `final`.
 
@@ -149,6 +150,7 @@ def sedm_gpp(
         scale_guidance: the other reading of SEDM-G++ (family sedm_b): lambda divides the guided slope.
         per_sample: the window is each sample's own.
         as_is: with the reference's float32 casts.
+        round_sigma: of the network, applied to churned levels.
     """
     record, steps, ratio = Record(), len(sigmas) - 1, torch.full((len(latents),), math.inf, dtype=latents.dtype)
     window = {"time_min": time_min, "time_max": time_max, "cosine": cosine, "per_sample": per_sample, "as_is": as_is}
@@ -185,7 +187,7 @@ def sedm_gpp(
             churn, loud = churn.masked_fill(flagged, boosting.churn), loud.masked_fill(flagged, boosting.noise)
         loud = loud.float().to(x.dtype) if as_is else loud
         gamma = (churn / steps).clamp(max=math.sqrt(2) - 1) * (S_min <= now <= S_max)
-        hat = now * (1 + gamma)
+        hat = torch.tensor([round_sigma(s) for s in (now * (1 + gamma)).tolist()], dtype=ratio.dtype)
         added = torch.where(gamma > 0, hat**2 - now**2, torch.zeros_like(hat)).clamp(min=0).sqrt()
         z = noise(i) if bool((gamma > 0).any()) else torch.zeros_like(x)
         x_hat = x + column(added * loud, x) * z

@@ -244,7 +244,7 @@ def test_the_first_step_and_unguided_steps_boost_nobody():
     sampler = wanted.sampler("reference").replace(model=net)
     sampler((6, 5), seeds=0)
     first, apart = levels[0::2], [len(set(level.tolist())) > 1 for level in levels[0::2]]
-    tau = [float(vp.tau_of_sigma(level.min())) for level in first]
+    tau = [float(vp.tau_of_sigma(level.min().item())) for level in first]
     assert not apart[0] and not any(apart[i] for i in range(1, 6) if tau[i - 1] > high)
     assert any(apart), "nobody is ever boosted"
 
@@ -271,3 +271,35 @@ def test_a_callback_of_a_boosted_run():
     wanted, seen = splitting("time_max"), []
     wanted.sampler("reference")((6, 5), seeds=0, callback=lambda info: seen.append((info.step, repr(info.level))))
     assert [step for step, _ in seen] == list(range(6))
+
+
+VP = {"process": "vp", "prediction": "x0"}
+PROCESSES = {
+    "ve": {"process": "ve", "steps": 7, "S_churn": 2.0},
+    "vp heun": {**VP, "solver": "heun", "steps": "9"},
+    "vp euler": {**VP, "solver": "euler", "steps": "9", "S_churn": 1.0},
+    "ddim": {**VP, "solver": "ddim", "steps": "9", "eta": 0.5},
+    "ddpm": {**VP, "solver": "ddpm", "steps": "9"},
+    "every step": {"steps": 7},
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_boosting_on_every_process(name):
+    """Samples with rows of coefficients of their own are what they are when they run alone, on tensors."""
+    shape, seeds, judge = (6, 5), range(6), Judge(5, gain=2.0, shift=2.0)
+    everywhere = {"time_min": 0.0, "time_max": 2.0}
+
+    def net(x, t):
+        return 0.5 * x.tanh()
+
+    runs = {}
+    for factor in (1.0, 3.0):
+        boosting = Boosting(period=1 if name == "every step" else 2, churn=20.0, factor_period=2, factor=factor)
+        term = DiscriminatorGuidance(judge, 0.1, boosting=boosting, **everywhere)
+        options = {"guidance": term, "dtype": torch.float64, **PROCESSES[name]}
+        runs[factor] = [Sampler(net, **options, **ROUTES[r.values[0]])(shape, seeds=seeds) for r in ROUTE_PARAMS[:2]]
+        torch.testing.assert_close(*runs[factor], rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(runs[1.0][0], runs[3.0][0], atol=1e-6)
+    plain = Sampler(net, **{**options, "guidance": DiscriminatorGuidance(judge, 0.1, **everywhere)})
+    assert torch.equal(runs[1.0][1], plain(shape, seeds=seeds)) == (name in ("ddim", "ddpm")), "they do not churn"

@@ -186,7 +186,6 @@ def test_weight_0_calls_nothing():
         assert got((2, 3), seeds=0).equal(want((2, 3), seeds=0))
 
 
-@pytest.mark.xfail(strict=True, reason="gradients do not reach a predicted mean yet")
 def test_gradients_with_a_prediction_of_the_previous_x():
     """There the network's output is the mean, so a push of x_0 must reach it or be refused; it is not ignored."""
     options = {"process": fastdiff.VP.linear(50), "prediction": "previous_x", "solver": "ddpm", "dtype": torch.float64}
