@@ -261,14 +261,17 @@ class Arguments {
       refuse(op_, "table must be a float32 or float64 tensor [R, W] with R at least 1, got ", text_of_dtype(code), ' ',
              text_of(sizes));
     }
+    // A learned variance may have its factor squared too: the table is then wider by as many numbers.
     const int width = job.layout.width();
-    if (sizes[1] != width) {
-      refuse(op_, "table must have ", width, " columns for ", job.inputs, " inputs, ", job.draws, " draws and ",
-             job.layout.outputs, " outputs", job.layout.clip ? ", clip" : "",
-             job.layout.learned ? ", learned_variance" : "", "; got ", text_of(sizes));
+    const int wider = width + job.layout.outputs * job.layout.columns;
+    job.layout.squared = job.layout.learned && wider > width && sizes[1] == wider;
+    if (sizes[1] != job.layout.width()) {
+      refuse(op_, "table must have ", width, job.layout.learned ? " or " + std::to_string(wider) : "", " columns for ",
+             job.inputs, " inputs, ", job.draws, " draws and ", job.layout.outputs, " outputs",
+             job.layout.clip ? ", clip" : "", job.layout.learned ? ", learned_variance" : "", "; got ", text_of(sizes));
     }
     job.table = dense_data(table, table.is_contiguous());
-    reading({"table"}, job.table, sizes[0] * width * bytes_of(job.compute));
+    reading({"table"}, job.table, sizes[0] * sizes[1] * bytes_of(job.compute));
   }
 
   const std::int64_t* per_sample(Name name, const Tensor& tensor) {

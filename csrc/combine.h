@@ -1,10 +1,9 @@
 // One element of fastdiff::combine: the layout of a row of the table and the arithmetic, host and device.
 //
-//   v_k = input k, or normal k - J, cast to T                                              k < K = J + N
-//   p   = clamp(P[0] v_0 + ... + P[K-1] v_{K-1}, low, high)                                if clip
-//   y_m = C[m][0] v_0 + ... + C[m][K-1] v_{K-1}  [+ c[m] p]  [+ e (E[m][0] v_0 + ...)]     m < M
-//   e   = exp(a lv + b)                                                                    if a learned variance is
-//   given
+//   v_k = input k, or normal k - J, cast to T                                                  k < K = J + N
+//   p   = clamp(P[0] v_0 + ... + P[K-1] v_{K-1}, low, high)                                    if clip
+//   e   = exp(a lv + b)                                                                        if learned
+//   y_m = C[m][0] v_0 + ...  [+ c[m] p]  [+ e (E[m][0] v_0 + ...  [+ e (D[m][0] v_0 + ...)])]  m < M; D if squared
 //
 // T is float or double. Sums run from the left, every operation is rounded by itself, NaN passes through the clamp.
 #pragma once
@@ -22,12 +21,14 @@ constexpr int kMaxDraws = 2;
 constexpr int kMaxOutputs = 3;
 constexpr int kMaxColumns = kMaxInputs + kMaxDraws;
 
-// Where the numbers of one row are:  C[M][K]   then, if clip, P[K] low high c[M]   then, if learned, a b E[M][K].
+// Where the numbers of one row are:  C[M][K]   then, if clip, P[K] low high c[M]   then, if learned, a b E[M][K]   and,
+// if squared, D[M][K].
 struct RowLayout {
-  int columns;   // K
-  int outputs;   // M
-  bool clip;     // a clamped combination follows
-  bool learned;  // a learned variance follows
+  int columns;           // K
+  int outputs;           // M
+  bool clip;             // a clamped combination follows
+  bool learned;          // a learned variance follows
+  bool squared = false;  // and what is multiplied with the square of its factor
 
   FD_HD int coefficient(int output) const { return output * columns; }
   FD_HD int clipped() const { return outputs * columns; }
@@ -37,7 +38,8 @@ struct RowLayout {
   FD_HD int slope() const { return clipped() + (clip ? columns + 2 + outputs : 0); }
   FD_HD int intercept() const { return slope() + 1; }
   FD_HD int learned_coefficient(int output) const { return intercept() + 1 + output * columns; }
-  FD_HD int width() const { return learned ? learned_coefficient(outputs) : slope(); }
+  FD_HD int squared_coefficient(int output) const { return learned_coefficient(outputs + output); }
+  FD_HD int width() const { return learned ? learned_coefficient(squared ? 2 * outputs : outputs) : slope(); }
 };
 
 // weights[0] values[0] + weights[1] values[1] + ..., zero when there is nothing to add.
@@ -107,7 +109,11 @@ FD_HD void combine_element(const T* row, const RowLayout& layout, const T* value
     T y = weighted_sum(row + layout.coefficient(m), values, layout.columns);
     if (layout.clip) y = add(y, mul(row[layout.clip_weight(m)], clipped));
     if (layout.learned) {
-      y = add(y, mul(factor, weighted_sum(row + layout.learned_coefficient(m), values, layout.columns)));
+      T scaled = weighted_sum(row + layout.learned_coefficient(m), values, layout.columns);
+      if (layout.squared) {
+        scaled = add(scaled, mul(factor, weighted_sum(row + layout.squared_coefficient(m), values, layout.columns)));
+      }
+      y = add(y, mul(factor, scaled));
     }
     outputs[m] = y;
   }

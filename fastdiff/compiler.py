@@ -8,7 +8,8 @@ the host, in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def _merge(into: dict, terms: dict, factor: float) -> None:
 
 
 class _Launchable:
-    """An output written out over what a launch can read: buffers and draws, one clipped value, one scaled value."""
+    """An output written out over what a launch can read: buffers and draws, one clipped value, one or two scaled."""
 
     def __init__(self) -> None:
         self.linear: dict[Atom, Number] = {}
@@ -216,7 +217,7 @@ class _Compiler:
     def _emit_launches(self, gap: int, wanted: Sequence[tuple[Output, Combination]]) -> None:
         batch: list[tuple[Output, _Launchable]] = []
         for output, value in wanted:
-            expanded = self._narrowed(output, self._written_out(value, gap))
+            expanded = self._narrowed(output, self._written_out(output, value, gap))
             if batch and not self._fits([*batch, (output, expanded)]):
                 self.plan.items.append(self._launch(batch))
                 batch = []
@@ -242,17 +243,21 @@ class _Compiler:
             expanded.linear = {partial: 1.0, **terms}
         return expanded
 
-    def _written_out(self, value: Combination, gap: int) -> _Launchable:
-        """Expand; a non-linear value inside another, or a second of a kind, is written by a launch of its own first."""
+    def _written_out(self, output: Output, value: Combination, gap: int) -> _Launchable:
+        """Expand; a non-linear value inside another, or a second of a kind that cannot share the first's launch, is
+        written by a launch of its own first."""
         expanded = self._expand(value, gap)
-        seen: set[type] = set()
+        kept = _Launchable()
+        kept.linear[Buffer("partial sum")] = 1.0  # the room that the linear terms need at least
         for atom in expanded.nonlinear:
             inner = self._expand(atom.value, gap)
             for nested in inner.nonlinear:
                 self._write_first(nested, gap)
-            if type(atom) in seen:
+            second = any(isinstance(other, type(atom)) for other in kept.nonlinear)
+            kept.nonlinear[atom] = 1.0
+            if second and not self._fits([(output, kept)]):
+                del kept.nonlinear[atom]
                 self._write_first(atom, gap)
-            seen.add(type(atom))
         return self._expand(value, gap)
 
     def _write_first(self, atom: Atom, gap: int) -> None:
@@ -291,7 +296,7 @@ class _Compiler:
     def _fits(self, batch: Sequence[tuple[Output, _Launchable]]) -> bool:
         tensors, draws, clips, scaled = self._columns(batch)
         sizes = len(tensors) <= MAX_INPUTS and len(draws) <= MAX_DRAWS and len(batch) <= MAX_OUTPUTS
-        return sizes and len(clips) <= 1 and len(scaled) <= 1 and len(self._choices(batch)) <= 1
+        return sizes and len(clips) <= 1 and _powers(scaled) is not None and len(self._choices(batch)) <= 1
 
     def _choices(self, batch: Sequence[tuple[Output, _Launchable]]) -> dict[Buffer, None]:
         """The choices that a launch's coefficients depend on."""
@@ -303,7 +308,7 @@ class _Compiler:
         return found
 
     def _launch(self, batch: Sequence[tuple[Output, _Launchable]]) -> Launch:
-        """Lay out the table row: C; then P, lo, hi, c; then a, b, E (see fastdiff.ops.combine)."""
+        """Lay out the table row: C; then P, lo, hi, c; then a, b, E, D (see fastdiff.ops.combine)."""
         tensors, draws, clips, scaled = self._columns(batch)
         columns = [*tensors, *draws]
 
@@ -319,9 +324,10 @@ class _Compiler:
                 *(e.nonlinear.get(clip, 0.0) for _, e in batch),
             ]
         variance = None
-        for atom in scaled:
-            variance = self._slot(atom.variance)
-            row += [atom.a, atom.b]
+        for power, atom in enumerate(_powers(scaled) or ()):
+            if power == 0:
+                variance = self._slot(atom.variance)
+                row += [atom.a, atom.b]
             inner = over(self._inner(atom))
             for _, expanded in batch:
                 row += [expanded.nonlinear.get(atom, 0.0) * c for c in inner]
@@ -366,6 +372,17 @@ def _single(value: Combination) -> Atom | None:
     """The atom a combination is exactly equal to, if any."""
     (atom, c), *rest = value.terms.items()
     return atom if not rest and not isinstance(c, Chosen) and c == 1.0 else None
+
+
+def _powers(scaled: Collection[Scaled]) -> Sequence[Scaled] | None:
+    """What one launch multiplies by e = exp(a v + b) and, if there are two, by e^2; None: it cannot."""
+    if len(scaled) <= 1:
+        return list(scaled)
+    if len(scaled) == 2:
+        for first, second in permutations(scaled):
+            if first.variance is second.variance and (second.a, second.b) == (2 * first.a, 2 * first.b):
+                return first, second
+    return None
 
 
 def _size(c: Number) -> float:

@@ -77,7 +77,9 @@ def call(
     """The arguments of host_loop.cu's functions. Tensors are [B, elements]."""
     batch, elements = shape or inputs[0].shape
     numbers = [batch, elements, CODES[table.dtype], len(inputs), len(draws), len(outputs), int(clip)]
-    numbers += [int(learned_variance is not None), *draws, 0, 0]
+    learned = learned_variance is not None
+    squared = learned and table.shape[1] > row_width(len(inputs) + len(draws), len(outputs), clip, learned)
+    numbers += [learned + squared, *draws, 0, 0]
     read = [*inputs, *([] if learned_variance is None else [learned_variance])]
     moved = [*read, *outputs]
     return [
@@ -89,12 +91,14 @@ def call(
 
 
 def arguments(
-    shape: tuple[int, int], dtype: torch.dtype, inputs: int, draws: int, outputs: int, clip: bool, learned: bool
+    shape: tuple[int, int], dtype: torch.dtype, inputs: int, draws: int, outputs: int, clip: bool, learned: int
 ) -> dict[str, Any]:
-    """Random arguments of combine: inputs of every type, rows in disorder, seeds of 64 bits."""
+    """Random arguments of combine: inputs of every type, rows in disorder, seeds of 64 bits; `learned` 2: with the
+    square of the factor."""
     g = torch.Generator().manual_seed(1)
     kinds = [dtype, torch.bfloat16, torch.float32, torch.float16]
-    table = torch.randn(4, row_width(inputs + draws, outputs, clip, learned), generator=g, dtype=dtype)
+    width = row_width(inputs + draws, outputs, clip, learned > 0, learned == 2)
+    table = torch.randn(4, width, generator=g, dtype=dtype)
     if clip:
         low = outputs * (inputs + draws) + inputs + draws
         table[:, low], table[:, low + 1] = -0.5, 0.75
@@ -129,6 +133,8 @@ def combine(
         (4, 0, 2, 0, 0),
         (8, 2, 3, 1, 1),
         (5, 1, 1, 0, 1),
+        (3, 1, 1, 0, 2),
+        (8, 2, 3, 1, 2),
     ],
 )
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4), (2, 7), (2, 64), (3, 1025), (2, 4096)], ids=str)
@@ -142,7 +148,7 @@ def test_the_general_form_is_the_reference_bit_for_bit(
     learned: int,
     dtype: torch.dtype,
 ) -> None:
-    given = arguments(shape, dtype, inputs, draws, outputs, bool(clip), bool(learned))
+    given = arguments(shape, dtype, inputs, draws, outputs, bool(clip), learned)
     types = [dtype, torch.float16, torch.bfloat16][:outputs]
     want = ops.combine(**given, out_dtypes=types, backend="reference")
     got = [torch.full(shape, 42.0, dtype=t) for t in types]
@@ -177,7 +183,7 @@ Form = tuple[list[torch.dtype], int, list[torch.dtype], int]
 def fixed_arguments(shape: tuple[int, int], form: Form) -> dict[str, Any]:
     """Random arguments without rows and learned variance."""
     inputs, draws, outputs, clip = form
-    given = arguments(shape, FLOAT, len(inputs), draws, len(outputs), bool(clip), False)
+    given = arguments(shape, FLOAT, len(inputs), draws, len(outputs), bool(clip), 0)
     g = torch.Generator().manual_seed(2)
     given["inputs"] = [torch.randn(shape, generator=g).to(dtype) for dtype in inputs]
     if clip:  # NaN passes, infinities are clamped
@@ -351,7 +357,7 @@ def test_normals_are_the_contract(host: ctypes.CDLL, elements: int, dtype: torch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("elements", [1, 6, 1024, 5001])
 def test_sum_squares(host: ctypes.CDLL, elements: int, dtype: torch.dtype) -> None:
-    given = arguments((3, elements), dtype, 3, 1, 1, False, False)
+    given = arguments((3, elements), dtype, 3, 1, 1, False, 0)
     sums = torch.zeros(3, dtype=torch.float64)
     host.host_sum_squares(*call(**given), ctypes.c_void_p(sums.data_ptr()))
     del given["learned_variance"], given["clip"]

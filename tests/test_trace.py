@@ -10,6 +10,7 @@ import torch
 
 import fastdiff
 from fastdiff import Sampler
+from fastdiff.guidance import ClassifierGuidance
 from fastdiff.symbols import Combination, NotLinearError
 
 
@@ -101,6 +102,84 @@ def test_ancestral_sampling_is_one_launch_per_evaluation(variance):
     assert [launch.draws for launch in plan.launches] == [[k] for k in range(10)] + [[]]
     learned = [launch.variance is not None for launch in plan.launches]
     assert learned == [False] + [variance.startswith("learned")] * 9 + [False]
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+def test_guidance_scaled_by_a_learned_variance_is_one_more_read(variance, clip):
+    """ADM's rule: exp(a v + b) G beside exp((a v + b) / 2) z, one launch per evaluation as without guidance."""
+
+    def classifier(x, t):
+        return torch.stack([x.flatten(1).sum(1), -x.flatten(1).square().sum(1)], 1)
+
+    options = {"process": "vp", "prediction": "eps", "solver": "ddpm", "steps": 6, "variance": variance}
+    options |= {"clip_denoised": clip, "dtype": torch.float64, "backend": "reference"}
+    adm = {"guidance": ClassifierGuidance(classifier, 0.1, rule="mean", shared=False)}
+    guided = Sampler(half_variance, **options, **adm)
+    plain, pushed = (s.plan().launches for s in (Sampler(half_variance, **options), guided))
+    assert len(pushed) == len(plain) == 7
+    assert [len(launch.inputs) for launch in plain] == [0] + [2] * 6
+    assert [len(launch.inputs) for launch in pushed] == [0] + [3] * 6
+    assert [launch.variance is not None for launch in pushed] == [False] + [True] * 6
+    # C, perhaps P, lo, hi, c, then a, b, E and D over state, output, gradient and draw; no draw in the last step.
+    widths = [launch.table.shape[1] for launch in pushed[1:]]
+    assert widths == [3 * 4 + 2 + clip * (4 + 3)] * 5 + [2 * 3 + 2 + clip * (3 + 3)]
+    runs = (Sampler(half_variance, **options, **adm, compiled=compiled) for compiled in (True, False))
+    fused, expected = (run((2, 3, 4, 4), seeds=[1, 2], labels=torch.tensor([0, 1])) for run in runs)
+    assert torch.allclose(fused, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("factors", "launches", "squares"),
+    [
+        ([(0.5, 0.2), (1.0, 0.4)], 0, 1),
+        ([(1.0, 0.4), (0.5, 0.2)], 0, 1),
+        ([(1.0, 0.4), (1.0, 0.4)], 1, 0),
+        ([(0.5, 0.2), (1.0, 0.5)], 1, 0),
+        ([(0.5, 0.2), (1.0, 0.4), (1.0, 0.4)], 1, 1),
+        ([(0.5, 0.2), (1.0, 0.4), (2.0, 0.8)], 1, 1),
+    ],
+)
+def test_two_scaled_values_share_a_launch_if_one_factor_is_the_others_square(factors, launches, squares):
+    def scaling(denoise, x, levels, noise):
+        evaluation = denoise.evaluate(x, levels[0])
+        values = [noise(), 2.0 * x + evaluation.x0, 0.5 * x]
+        x = evaluation.x0 + sum(denoise.learned(evaluation, a, b, v) for (a, b), v in zip(factors, values))
+        yield x
+
+    options = {"solver": scaling, "process": "vp", "prediction": "eps", "steps": 1, "dtype": torch.float64}
+    options |= {"backend": "reference"}
+    plan = Sampler(half_variance, **options).plan()
+    assert len(plan.launches) == 2 + launches
+    widths = [(len(i.inputs) + len(i.draws)) * len(i.outputs) for i in plan.launches]
+    assert sum(i.table.shape[1] == 3 * w + 2 for i, w in zip(plan.launches, widths)) == squares
+    fused, expected = (
+        Sampler(half_variance, **options, compiled=compiled)((2, 4, 3), seeds=[5, 6]) for compiled in (True, False)
+    )
+    assert torch.allclose(fused, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_scaled_values_of_too_many_tensors_do_not_share_a_launch():
+    """Each of them fits into a launch, both do not, whichever comes first."""
+
+    def scaling(denoise, x, levels, noise):
+        points = []
+        for i in range(levels.steps - 1):
+            x = x + 0.1 * denoise(x, levels[i]) + 0.3 * noise()
+            points.append(x)
+            yield x
+        last = denoise.evaluate(x, levels[levels.steps - 1])
+        sums = sum(points[:5]), sum(points[4:])
+        x = last.x0 + denoise.learned(last, 0.5, 0.1, sums[0]) + denoise.learned(last, 1.0, 0.2, sums[1])
+        yield x
+
+    options = {"solver": scaling, "process": "vp", "prediction": "eps", "steps": 9, "backend": "reference"}
+    options |= {"dtype": torch.float64}
+    assert max(len(launch.inputs) for launch in Sampler(half_variance, **options).plan().launches) <= 8
+    fused, expected = (
+        Sampler(half_variance, **options, compiled=compiled)((2, 4, 3), seeds=[5, 6]) for compiled in (True, False)
+    )
+    assert torch.allclose(fused, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_heuns_trial_point_is_never_written():

@@ -114,7 +114,12 @@ class Run {
       const T weight = row_[layout_.clip_weight(m)];
       for (std::int64_t i = 0; i < count_; ++i) out[i] = add(out[i], mul(weight, clipped_[i]));
     }
-    if (layout_.learned) {
+    if (layout_.squared) {
+      alignas(64) T scaled[kBlock<T>];
+      weighted(row_ + layout_.learned_coefficient(m), values_, layout_.columns, no_factors, count_, scaled);
+      weighted(row_ + layout_.squared_coefficient(m), values_, layout_.columns, factors_, count_, scaled);
+      for (std::int64_t i = 0; i < count_; ++i) out[i] = add(out[i], mul(factors_[i], scaled[i]));
+    } else if (layout_.learned) {
       weighted(row_ + layout_.learned_coefficient(m), values_, layout_.columns, factors_, count_, out);
     }
   }

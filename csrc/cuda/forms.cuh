@@ -26,7 +26,7 @@ struct Fixed {
 
   FD_HD static constexpr int inputs(const Job&) { return J; }
   FD_HD static constexpr int draws(const Job&) { return N; }
-  FD_HD static constexpr RowLayout layout(const Job&) { return {J + N, M, kClip, false}; }
+  FD_HD static constexpr RowLayout layout(const Job&) { return {J + N, M, kClip, false, false}; }
   FD_HD static constexpr Dtype input(int j) { return (kShortInputs >> j & 1) != 0 ? S : Dtype::kFloat; }
 };
 

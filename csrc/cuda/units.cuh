@@ -206,6 +206,11 @@ FD_HD void combine_unit(const Job& job, const Unit<Form, Q, kStream>& unit) {
       if (layout.learned) {
         T scaled[4];
         values.sum(job, row, layout.learned_coefficient(m), q, scaled);
+        if (layout.squared) {
+          T squared[4];
+          values.sum(job, row, layout.squared_coefficient(m), q, squared);
+          for (int i = 0; i < 4; ++i) scaled[i] = add(scaled[i], mul(factor[i], squared[i]));
+        }
         for (int i = 0; i < 4; ++i) result[i] = add(result[i], mul(factor[i], scaled[i]));
       }
       unit.store(job.outputs[m], q, result);

@@ -72,12 +72,12 @@ def combine(
 
         p   = clamp(sum_k P[k] v_k, lo, hi)                                   only with clip
         e   = exp(a * learned_variance + b)                                   only with learned_variance
-        y_m = sum_k C[m,k] v_k  [+ c[m] p]  [+ e sum_k E[m,k] v_k]
+        y_m = sum_k C[m,k] v_k  [+ c[m] p]  [+ e (sum_k E[m,k] v_k  [+ e sum_k D[m,k] v_k])]
 
     Args:
         inputs: up to 8 tensors of one shape [B, ...], float32, float64, float16 or bfloat16.
         table: [R, W] float32 or float64, the dtype of the arithmetic. Columns: C [M, K]; then with clip P [K], lo, hi,
-            c [M]; then with learned_variance a, b, E [M, K].
+            c [M]; then with learned_variance a, b, E [M, K] and, in tables M K columns wider, D [M, K].
         rows: int64 [B], row of each sample; without it all use row 0.
         seeds: int64 [B], needed with draws; a sample's noise depends on its seed, the draw and the element only.
         draws: up to 2 draw numbers, 0 to 2^32 - 1.

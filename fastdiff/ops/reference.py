@@ -101,7 +101,8 @@ def normal(seeds: Tensor, shape: Sequence[int], draw: int = 0) -> Tensor:
 
 
 def split_row(table: Tensor, columns: int, outputs: int, clip: bool, learned: bool) -> dict[str, Tensor]:
-    """Named views of a coefficient table [R, W]: C [R,M,K]; P [R,K], lo, hi [R], c [R,M]; a, b [R], E [R,M,K]."""
+    """Named views of a coefficient table [R, W]: C [R,M,K]; P [R,K], lo, hi [R], c [R,M]; a, b [R], E [R,M,K], and D
+    [R,M,K] if it is wide enough."""
     parts, at = {}, 0
 
     def take(name: str, *shape: int) -> None:
@@ -120,6 +121,8 @@ def split_row(table: Tensor, columns: int, outputs: int, clip: bool, learned: bo
         take("a")
         take("b")
         take("E", outputs, columns)
+        if at < table.shape[1]:
+            take("D", outputs, columns)
     return parts
 
 
@@ -174,7 +177,10 @@ def combine(
         if clip:
             value = value + per_sample(row["c"][:, m]) * p
         if learned_variance is not None:
-            value = value + e * _linear(row["E"][:, m], columns)
+            scaled = _linear(row["E"][:, m], columns)
+            if "D" in row:
+                scaled = scaled + e * _linear(row["D"][:, m], columns)
+            value = value + e * scaled
         y.copy_(value)
 
 

@@ -129,9 +129,9 @@ def dtype_of(op: str, code: int) -> torch.dtype:
     return DTYPES[code]
 
 
-def row_width(columns: int, outputs: int, clip: bool, learned: bool) -> int:
-    """Numbers in a table row: C [M,K]; clip: P [K], lo, hi, c [M]; learned variance: a, b, E [M,K]."""
-    return outputs * columns + clip * (columns + 2 + outputs) + learned * (2 + outputs * columns)
+def row_width(columns: int, outputs: int, clip: bool, learned: bool, squared: bool = False) -> int:
+    """Numbers in a table row: C [M,K]; clip: P [K], lo, hi, c [M]; learned variance: a, b, E [M,K], perhaps D [M,K]."""
+    return outputs * columns + clip * (columns + 2 + outputs) + learned * (2 + (1 + squared) * outputs * columns)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -191,11 +191,13 @@ def _check(
     _check_draws(op, draws)
     good = table.dtype in (torch.float32, torch.float64) and table.ndim == 2 and len(table) > 0
     _require(good, f"{op}: table must be a float32 or float64 [R, W] tensor, got {table.dtype} {list(table.shape)}")
-    width = row_width(len(inputs) + len(draws), outputs, clip, learned_variance is not None)
+    learned = learned_variance is not None
+    widths = [row_width(len(inputs) + len(draws), outputs, clip, learned, squared) for squared in (False, True)]
+    wanted = f"{widths[0]} or {widths[1]}" if learned else f"{widths[0]}"
     _require(
-        table.shape[1] == width,
-        f"{op}: table must have {width} columns for {len(inputs)} inputs, {len(draws)} draws and {outputs} outputs, "
-        f"got {table.shape[1]}",
+        table.shape[1] in widths,
+        f"{op}: table must have {wanted} columns for {len(inputs)} inputs, {len(draws)} draws and {outputs} outputs"
+        f"{', clip' if clip else ''}{', learned_variance' if learned else ''}; got {list(table.shape)}",
     )
     named = [(f"inputs[{j}]", x) for j, x in enumerate(inputs)]
     if learned_variance is not None:

@@ -41,7 +41,8 @@ def combine_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def combine_backward(ctx, grads):  # type: ignore[no-untyped-def]
-    """d y_m / d x_j = C[m,j] + c[m] P[j] (lo <= p <= hi) + e E[m,j]; d y_m / d v = a e sum_k E[m,k] v_k."""
+    """d y_m / d x_j = C[m,j] + c[m] P[j] (lo <= p <= hi) + e E[m,j] + e^2 D[m,j];
+    d y_m / d v = a e (sum_k E[m,k] v_k + 2 e sum_k D[m,k] v_k)."""
     table, rows, seeds, learned_variance, *inputs = ctx.saved_tensors
     shape, learned = ctx.shape, learned_variance is not None
     columns = ctx.count + len(ctx.draws)
@@ -75,6 +76,8 @@ def combine_backward(ctx, grads):  # type: ignore[no-untyped-def]
                 weight = weight + per_sample(row["c"][:, m]) * per_sample(row["P"][:, j]) * inside
             if learned:
                 weight = weight + per_sample(row["E"][:, m, j]) * e
+            if "D" in row:
+                weight = weight + per_sample(row["D"][:, m, j]) * e * e
             total = total + weight * g
         totals.append(total.to(ctx.dtypes[j]))
     variance_grad = None
@@ -83,6 +86,8 @@ def combine_backward(ctx, grads):  # type: ignore[no-untyped-def]
         for m, g in enumerate(grads):
             if g is not None:
                 scaled = sum(per_sample(row["E"][:, m, k]) * v for k, v in enumerate(values))
+                if "D" in row:
+                    scaled = scaled + 2 * e * sum(per_sample(row["D"][:, m, k]) * v for k, v in enumerate(values))
                 variance_grad = variance_grad + per_sample(row["a"]) * e * scaled * g
         variance_grad = variance_grad.to(learned_variance.dtype)
     no_draws: list[Tensor] | None = None if ctx.draws else []  # torch takes an empty list for a list of tensors

@@ -217,6 +217,7 @@ def combine_kernel(
     elements,
     DRAWS: tl.constexpr,
     CLIP: tl.constexpr,
+    SQUARED: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -225,7 +226,7 @@ def combine_kernel(
     K: tl.constexpr = len(inputs) + DRAWS
     CLIPPED: tl.constexpr = M * K
     SLOPE: tl.constexpr = CLIPPED + (K + 2 + M if CLIP else 0)
-    WIDTH: tl.constexpr = SLOPE + (0 if variance is None else 2 + M * K)
+    WIDTH: tl.constexpr = SLOPE + (0 if variance is None else 2 + (2 if SQUARED else 1) * M * K)
     dtype: tl.constexpr = table.dtype.element_ty
 
     sample, _, first, lanes, inside = place(elements, ALIGN, BLOCK)
@@ -248,7 +249,10 @@ def combine_kernel(
         if CLIP:
             y = y + coefficient(row, early, CLIPPED + K + 2 + m) * clipped
         if variance is not None:
-            y = y + factor * weighted_sum(row, early, SLOPE + 2 + m * K, values)
+            scaled = weighted_sum(row, early, SLOPE + 2 + m * K, values)
+            if SQUARED:
+                scaled = scaled + factor * weighted_sum(row, early, SLOPE + 2 + (M + m) * K, values)
+            y = y + factor * scaled
         tl.store(outputs[m] + start + lanes, narrow(y, outputs[m].dtype.element_ty), mask=inside)
 
 

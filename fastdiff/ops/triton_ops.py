@@ -149,6 +149,8 @@ def _combine(
     columns, strides = _columns((*inputs, *variance), elements)
     block, warps = _block(elements, batch)
     count = len(inputs)
+    learned = learned_variance is not None
+    squared = learned and table.shape[1] > checks.row_width(count + len(draws), len(out), clip, learned)
     arguments = (
         tuple(out),
         columns[:count],
@@ -162,6 +164,7 @@ def _combine(
         elements,
         len(draws),
         clip,
+        squared,
         _alignment(elements, strides),
         block,
     )

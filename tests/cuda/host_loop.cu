@@ -42,7 +42,8 @@ Job make_job(const std::int64_t* numbers, void* const* data, const std::int64_t*
   Job job{};
   job.batch = numbers[0], job.elements = numbers[1], job.compute = static_cast<Dtype>(numbers[2]);
   job.inputs = static_cast<int>(numbers[3]), job.draws = static_cast<int>(numbers[4]);
-  job.layout = {job.inputs + job.draws, static_cast<int>(numbers[5]), numbers[6] != 0, numbers[7] != 0};
+  job.layout = {job.inputs + job.draws, static_cast<int>(numbers[5]), numbers[6] != 0, numbers[7] != 0,
+                numbers[7] == 2};
   job.draw_numbers[0] = static_cast<std::uint32_t>(numbers[8]);
   job.draw_numbers[1] = static_cast<std::uint32_t>(numbers[9]);
   job.table = *data++;
@@ -56,8 +57,9 @@ Job make_job(const std::int64_t* numbers, void* const* data, const std::int64_t*
 
 }  // namespace
 
-// Numbers: batch, elements, compute dtype, inputs, draws, outputs, clip, learned, two draws. Data: table, rows, seeds,
-// inputs, variance, outputs. `cache_bytes`: of the GPU to be. With `run` = 0, only says what would be launched.
+// Numbers: batch, elements, compute dtype, inputs, draws, outputs, clip, learned (2: squared too), two draws. Data:
+// table, rows, seeds, inputs, variance, outputs. `cache_bytes`: of the GPU to be. With `run` = 0, only says what would
+// be launched.
 extern "C" void host_combine(const std::int64_t* numbers, void* const* data, const std::int64_t* strides,
                              const int* dtypes, std::int64_t cache_bytes, int run, Launched* launched) {
   const Job job = make_job(numbers, data, strides, dtypes);

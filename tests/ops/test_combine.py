@@ -16,15 +16,18 @@ SHAPES = [(1, 1), (2, 3), (3, 4), (2, 5), (1, 127), (2, 1023), (2, 3, 32, 32), (
 
 
 def case(shape, dtype, inputs, draws, outputs, clip, learned, rows, device, generator_seed=0):
-    """Random arguments of combine for one shape."""
+    """Random arguments of combine for one shape; `learned` 2: with the square of the factor."""
     g = torch.Generator().manual_seed(generator_seed)
     wanted = [dtype, torch.bfloat16, torch.float32, torch.float16]
     x = [torch.randn(shape, generator=g, dtype=torch.float64).to(wanted[j % 4]) for j in range(inputs)]
-    width = row_width(inputs + draws, outputs, clip, learned)
+    width = row_width(inputs + draws, outputs, clip, bool(learned), learned == 2)
     table = torch.randn(4 if rows else 1, width, generator=g, dtype=torch.float64)
     if clip:
         lo = outputs * (inputs + draws) + inputs + draws
         table[:, lo], table[:, lo + 1] = -0.5, 0.75
+    if learned == 2:  # squares as large as factors without them
+        slope = row_width(inputs + draws, outputs, clip, False)
+        table[:, slope : slope + 2] /= 2
     arguments = {
         "rows": torch.randint(0, 4, (shape[0],), generator=g) if rows else None,
         "seeds": torch.randint(-(2**63), 2**63 - 1, (shape[0],), generator=g) if draws else None,
@@ -59,7 +62,13 @@ def exact(inputs, table, rows, seeds, draws, learned_variance, clip, outputs, sh
         at += K + 2 + outputs
     if learned_variance is not None:
         e = torch.exp(columns[at] * learned_variance.double().cpu() + columns[at + 1])
-        y = [y[m] + e * linear(at + 2 + m * K) for m in range(outputs)]
+        at += 2
+        y = [y[m] + e * linear(at + m * K) for m in range(outputs)]
+        at += outputs * K
+        if at < r.shape[1]:
+            y = [y[m] + e**2 * linear(at + m * K) for m in range(outputs)]
+            at += outputs * K
+    assert at == r.shape[1] or learned_variance is None
     return y
 
 
@@ -74,6 +83,9 @@ CONFIGURATIONS = [  # inputs, draws, outputs, clip, learned, rows
     (2, 1, 2, True, True, True),
     (8, 2, 3, True, True, True),
     (5, 0, 1, False, False, False),
+    (3, 1, 1, False, 2, False),
+    (2, 0, 3, False, 2, True),
+    (8, 2, 3, True, 2, True),
 ]
 
 
@@ -205,7 +217,7 @@ def test_sum_squares(backend, device, shape, dtype):
 
 
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("learned", [False, True, 2])
 @pytest.mark.parametrize("rows", [False, True])
 def test_gradients(backend, device, clip, learned, rows):
     x, table, arguments = case((3, 5), torch.float64, 2, 1, 2, clip, learned, rows, device)
@@ -234,10 +246,12 @@ def opcheck_samples() -> dict[str, list[tuple]]:
         None,
         False,
     )
+    y, wide, b = case((2, 3, 5), torch.float32, 2, 1, 2, False, 2, True, "cpu")
+    squared = (y, wide, b["rows"], b["seeds"], b["draws"], b["learned_variance"], False)
     empty = ([torch.empty(0, 3)], torch.ones(1, 1), None, None, [], None, False)
     summed = (x, torch.ones(4, 3), a["rows"], a["seeds"], [0])
     return {
-        "combine": [(*full, [6, 5]), (*plain, [6]), (*empty, [6])],
+        "combine": [(*full, [6, 5]), (*squared, [6, 5]), (*plain, [6]), (*empty, [6])],
         "combine_out": [(*full, [torch.empty(2, 3, 5), torch.empty(2, 3, 5)])],
         "sum_squares": [summed],
         "normal": [(torch.arange(2), [2, 3], 1, 6), (torch.arange(0), [0, 3], 1, 15)],
@@ -285,6 +299,9 @@ REFUSALS = {
     "draws too large": lambda a: a | {"draws": [2**32]},
     "draws too many": lambda a: a | {"draws": [1, 2, 3]},
     "learned_variance": lambda a: a | {"learned_variance": torch.zeros(2, 4), "table": torch.zeros(1, 8)},
+    "table learned": lambda a: a | {"learned_variance": torch.zeros(2, 3), "table": torch.zeros(1, 9)},
+    "table squared": lambda a: a | {"learned_variance": torch.zeros(2, 3), "table": torch.zeros(1, 14)},
+    "table squared alone": lambda a: a | {"table": torch.zeros(1, 6)},
     "out": lambda a: a | {"out": [torch.zeros(2, 4)]},
     "out alias": lambda a: a | {"out": [a["inputs"][0]]},
 }

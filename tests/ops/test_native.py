@@ -235,6 +235,10 @@ MESSAGES = [
     ({"table": TABLE[0]}, "table must be a float32 or float64 tensor [R, W] with R at least 1, got float32 [2]"),
     ({"table": TABLE[:0]}, "table must be a float32 or float64 tensor [R, W] with R at least 1, got float32 [0, 2]"),
     ({"clip": True}, "table must have 7 columns for 2 inputs, 0 draws and 1 outputs, clip; got [1, 2]"),
+    (
+        {"table": torch.zeros(1, 10), "learned_variance": X, "clip": True},
+        "table must have 11 or 13 columns for 2 inputs, 0 draws and 1 outputs, clip, learned_variance; got [1, 10]",
+    ),
     ({"rows": torch.zeros(4)}, "rows must be an int64 tensor of shape [4], got float32 [4]"),
     ({"rows": torch.zeros(3).long()}, "rows must be an int64 tensor of shape [4], got int64 [3]"),
     ({"rows": torch.tensor([0, 0, 1, 0])}, "rows must be from 0 to 0, got rows[2] = 1"),

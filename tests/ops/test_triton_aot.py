@@ -119,20 +119,23 @@ def compiler(monkeypatch, tmp_path) -> Iterator[Compiler]:
 
 @dataclass
 class Launch:
-    """A launch of combine: dtypes of its inputs and outputs, draws, and the rest of its form."""
+    """A launch of combine: dtypes of its inputs and outputs, draws, and the rest of its form; `learned` 2: with the
+    square of the factor."""
 
     inputs: tuple[torch.dtype, ...]
     outputs: tuple[torch.dtype, ...]
     draws: int = 0
     table: torch.dtype = F32
     clip: bool = False
-    learned: bool = False
+    learned: int = 0
     rows: bool = False
 
     def run(self, shape: tuple[int, ...] = (64, 3, 32, 32), draws: tuple[int, ...] = (3, 2**32 - 1)) -> None:
         from fastdiff.ops import triton_ops
 
-        width = row_width(len(self.inputs) + self.draws, len(self.outputs), self.clip, self.learned)
+        width = row_width(
+            len(self.inputs) + self.draws, len(self.outputs), self.clip, self.learned > 0, self.learned == 2
+        )
         per_sample = torch.zeros(shape[0], dtype=torch.int64)
         triton_ops.combine_out(
             [torch.zeros(shape, dtype=d) for d in self.inputs],
@@ -159,8 +162,10 @@ LAUNCHES = {
     "latent": (Launch((), (F32,), draws=1), 32, 80),
     "two draws": (Launch((F32, F32), (F32, F32), draws=2), 64, 160),
     "float64": (Launch((F64, F32), (F64, F32), draws=1, table=F64), 64, 115),
-    "learned variance": (Launch((F32, F32), (F32, F16), 1, clip=True, learned=True, rows=True), 64, 165),
-    "largest": (Launch((F32,) * 8, (F32,) * 3, 2, clip=True, learned=True, rows=True), 128, 370),
+    "learned variance": (Launch((F32, F32), (F32, F16), 1, clip=True, learned=1, rows=True), 64, 165),
+    "guided learned variance": (Launch((F32, F32, F32), (F32,), 1, clip=True, learned=2), 64, 165),
+    "largest": (Launch((F32,) * 8, (F32,) * 3, 2, clip=True, learned=1, rows=True), 128, 370),
+    "largest, guided": (Launch((F32,) * 8, (F32,) * 3, 2, clip=True, learned=2, rows=True), 128, 430),
 }
 
 
