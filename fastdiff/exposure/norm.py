@@ -57,8 +57,11 @@ def match_norms(
     every level, with the same label, so that the sampling noise of the two norms largely cancels. The norms are those
     of the network alone, before guidance.
 
-    This is a diagnostic more than a selector. r_i holds what has gathered over all steps, not the error of step i; and
-    a lambda below 1 removes noise, which lowers the next ratio, and so on.
+    This is a diagnostic more than a selector. r_i holds what has gathered over all steps, not the error of step i. With
+    a positive strength, the rule of the papers, the feedback is positive too: a lambda below 1 takes more noise away,
+    which lowers the next ratio. A denoiser whose epsilon is 4 % too large therefore gets lambdas below 1 and a worse
+    result. A negative strength works against the drift: on that denoiser, -1 comes to 1.04 by itself (with steps enough
+    that the solver's own error is small). On real data neither sign helps everywhere.
 
     Args:
         sampler: its epsilon_scale is not looked at; all else stays as it is.
@@ -66,7 +69,7 @@ def match_norms(
         seeds: one per image, or the first.
         labels: of the images, classes [N] or one-hot rows; needed by a class-conditional model.
         cond: further keyword arguments of the model and the guidance terms, the same for every batch.
-        strength: 0 leaves 1.
+        strength: 0 leaves 1; see above for its sign.
         clip: largest distance from 1, in [0, 1).
         batch: samples at a time.
 

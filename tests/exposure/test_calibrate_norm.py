@@ -113,6 +113,34 @@ def test_guidance_churn_and_labels_pass_through():
         match_norms(run, DATA, seeds=0)
 
 
+@pytest.mark.filterwarnings("ignore:lambda = 1.05 is an end of the grid")
+def test_samples_may_have_levels_of_their_own():
+    """The time-shift sampler tells every sample another time; search and norm matching take it as it is."""
+    process, seen = VP.linear(), set()
+
+    def network(x, t):
+        seen.add(len(t.unique()))
+        alpha = torch.as_tensor(process.alphas_cumprod)[t.long()][:, None].sqrt()
+        sigma = (1 - alpha**2).sqrt()
+        flat = Denoiser(1.04)((x / alpha).reshape(-1, 1), (sigma / alpha).repeat_interleave(x.shape[1]))
+        return (x - alpha * flat.reshape(x.shape)) / sigma
+
+    shift, plain = (
+        fastdiff.Sampler(
+            network, process=process, prediction="eps", solver=solver, steps=10, shape=(4,), dtype=torch.float64
+        )
+        for solver in ("time_shift", "ddim")
+    )
+    images = data(80).reshape(20, 4)
+    shifted, usual = (match_norms(run, images, seeds=0, strength=-1) for run in (shift, plain))
+    assert max(seen) > 1
+    assert len(shifted.schedule) == 10
+    assert shifted.schedule[0] == pytest.approx(usual.schedule[0], rel=1e-9)  # nothing has been shifted yet
+    assert shifted.sampling != pytest.approx(usual.sampling, rel=1e-6)
+    found = calibrate(shift, frechet, seeds=[range(50), range(50, 100)], grid=(0.95, 1.0, 1.05), refine=False)
+    assert found.epsilon_scale == 1.05
+
+
 def test_a_schedule_that_is_worse_than_1_is_refused():
     """A denoiser that takes too much noise away lowers the norms; the rule then takes away still more."""
     run = sampler(Denoiser(1.04), "euler", 16)
