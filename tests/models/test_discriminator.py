@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastdiff.guidance.vp import sigma_of_tau
+from fastdiff import EDM, EDMPrediction, Sampler
+from fastdiff.guidance import DiscriminatorGuidance
+from fastdiff.guidance.vp import sigma_of_tau, tau_of_sigma
 from fastdiff.models import Discriminator, ModelFileError, UNet, load, save
 from fastdiff.models.discriminator import Encoder
 
@@ -95,6 +97,32 @@ def test_the_time_and_one_sample_decide_a_logit():
     alone = torch.cat([model(y[i : i + 1], tau[i : i + 1]) for i in range(3)])
     assert (together - alone).abs().max() < 50 * ROUNDING[torch.float32] * together.abs().max()
     assert (model(y, tau.flip(0)) - together).abs().max() > 1e-3
+
+
+def test_guides_as_the_gradient_of_its_logit(denoiser):
+    denoiser = denoiser.requires_grad_(False)
+    model = moved(Discriminator(**SMALL, label_dim=3)).requires_grad_(False)
+
+    def gradient(x, level, labels):
+        sigma = level.sigma_ve
+        if not 0.01 <= tau_of_sigma(sigma) <= 1:
+            return torch.zeros_like(x)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            tau = torch.full((len(x),), float(tau_of_sigma(sigma)))
+            logit = model(x / (1 + sigma**2) ** 0.5, tau, labels)
+            return torch.autograd.grad(logit.sum(), x)[0]
+
+    def run(guidance):
+        sampler = Sampler(
+            denoiser, process=EDM(), prediction=EDMPrediction(0.7), solver="euler", steps=5, guidance=guidance
+        )
+        return sampler(2, seeds=[3, 4], labels=[0, 2])
+
+    wanted, plain = run(gradient), run(None)
+    got = run(DiscriminatorGuidance(model, w_1st=1.0))
+    assert (got - wanted).abs().max() < 50 * ROUNDING[torch.float32] * wanted.abs().max()
+    assert (wanted - plain).abs().max() > 1e-2 * wanted.abs().max()
 
 
 class Features(nn.Module):
