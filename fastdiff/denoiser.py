@@ -106,8 +106,9 @@ class Denoiser:
             x0 = self.engine.clip(x0, *self.clip)
         if moves["clipped"] is not None:
             x0 = x0 + moves["clipped"]
-            if scale != 1.0 and any(term.scaled_again for term, *_ in gradients):
-                x0 = x / level.alpha - (x / level.alpha - x0) / scale
+            again = self._scale_of_step()
+            if again != 1.0 and any(term.scaled_again for term, *_ in gradients):  # whatever the network predicts
+                x0 = x / level.alpha - (x / level.alpha - x0) / again
         if self.evaluations == 0:
             alike = not chosen_by(level)
             self.first_level = level if alike else self.levels[self.step]
@@ -219,6 +220,9 @@ class Denoiser:
             return 1.0
         if self.epsilon_scale_mode == "eps" and self.prediction.name != "eps":
             return 1.0
+        return self._scale_of_step()
+
+    def _scale_of_step(self) -> float:
         return float(self.epsilon_scale[min(self.step, len(self.epsilon_scale) - 1)])
 
     def finish_step(self) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 import fastdiff
 
 from ..exposure import Calibration, epsilon_scales
+from ..exposure.calibration import describe
 from ..guidance import Boosting, DiscriminatorGuidance
 from ..models import Discriminator, ModelFileError, UNet, load
 from . import CliError
@@ -100,6 +101,9 @@ def command(
         raise CliError(str(error)) from None
 
     scales = epsilon_scales(sampler.epsilon_scale, steps)
+    if isinstance(epsilon_scale, Calibration):
+        for difference in epsilon_scale.differences(describe(sampler)):
+            click.echo(f"fastdiff: warning: {difference}", err=True)
     with OutputFolder(outdir, _FILES) as folder:
         started = time.perf_counter()
         images = _draw(sampler, model, seeds, labels, batch, progress)
