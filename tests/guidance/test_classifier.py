@@ -194,6 +194,21 @@ def test_adms_rules(name, route):
     assert not torch.allclose(want, unguided, atol=1e-3)
 
 
+@pytest.mark.parametrize("route", ROUTE_PARAMS)
+def test_adm_es_scales_guided_noise_of_a_network_of_x0_too(route):
+    """Its own x_0 is left as it is, but the way back from the guided eps divides by lambda, whatever is predicted."""
+    setting, lam, scale = SETTINGS["vp"], 1.05, 2.0
+    x, level = states(setting, SHAPE), setting.level
+    t = torch.full((4,), level.time, dtype=torch.float64)
+    x0 = (0.5 * x).clamp(-1, 1)
+    eps = (x - level.alpha * x0) / level.sigma - level.sigma * gradient(x, t, scale)
+    want = (x - level.sigma * eps / lam) / level.alpha
+    term = ClassifierGuidance(Classes(setting.process).classifier, scale, rule="eps", scaled_again=True)
+    options = {"epsilon_scale": lam, "epsilon_scale_mode": "eps", "clip_denoised": True, "labels": LABELS}
+    got = predicted(setting, x, term, route, model=lambda x, t, labels: 0.5 * x, **options)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
 def test_without_clipping_the_ddim_rule_is_the_plain_one():
     draws = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     runs = []
