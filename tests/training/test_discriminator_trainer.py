@@ -13,7 +13,7 @@ from fastdiff.data.digits import Images
 from fastdiff.guidance.vp import tau_of_sigma
 from fastdiff.models import ModelFileError, UNet, load, save
 from fastdiff.models.io import load_tensors, save_tensors
-from fastdiff.training import DiscriminatorTrainer, NothingLearntError
+from fastdiff.training import DiscriminatorTrainer, NothingLearntError, Report
 
 ARCHITECTURE = {"image_size": 8, "patch": 1, "width": 8, "embedding": 16}
 SMALL = [
@@ -42,8 +42,13 @@ def network(tmp_path):
     return str(path)
 
 
+PLOT = Report.plot
+
+
 @pytest.fixture
-def make(network, tmp_path):
+def make(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(Report, "plot", lambda *_: None)  # it takes longer than these runs
+
     def make(folder, *overrides, resume=False, **given):
         config = load_discriminator_config(None, [*SMALL, f"network={network}", *overrides])
         return DiscriminatorTrainer(config, tmp_path / folder, resume, **{"real": real_images(), **given})
@@ -51,7 +56,9 @@ def make(network, tmp_path):
     return make
 
 
-def test_learns_and_writes_what_it_says(make, tmp_path):
+def test_learns_and_writes_what_it_says(make, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(Report, "plot", PLOT)
     trainer = make("run")
     file = trainer.run(progress=False)
     assert sorted(os.listdir(tmp_path / "run")) == [
