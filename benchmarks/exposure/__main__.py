@@ -80,7 +80,7 @@ def write(job: Job, out: Path, account: dict[str, Any]) -> None:
     """The page, the table of all cells, the plots, the calibrations and the discriminator's report."""
     results = job.results()
     contents = {"sweep.csv": csv_text(results).encode(), **pictures(summarise(results))}
-    text = page(job, results, account)
+    text = page(job, results, job.real(), account)
     contents["README.md"] = text.encode()
     for name, content in contents.items():
         with atomic_path(out / name) as temporary:

@@ -17,7 +17,7 @@ import torch
 import fastdiff
 from fastdiff.config import load_discriminator_config
 from fastdiff.data import digits16
-from fastdiff.evaluation import Evaluator
+from fastdiff.evaluation import Evaluator, Scores
 from fastdiff.exposure.calibration import calibrate
 from fastdiff.exposure.choice import Calibration
 from fastdiff.models import load, read_metadata
@@ -109,6 +109,10 @@ class Job:
         discriminator = load(self.discriminator, self.device) if any(cell.guided for cell in cells) else None
         options: dict[str, Any] = {"samples": self.samples, "batch": self.batch, "discriminator": discriminator}
         return Sweep(_sampler(network), evaluator, cells, self.folder, **options)
+
+    def real(self) -> Scores:
+        """Of held-out real images, as many as a range has (there are 1,000)."""
+        return _tools(self.device)[1](digits16("test").images[: self.samples])
 
     def results(self) -> list[Result]:
         """Of everything, in the order of the tables."""

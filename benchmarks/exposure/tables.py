@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.exposure.job import Job
+from fastdiff.evaluation import Scores
 from fastdiff.exposure.choice import Calibration
 from fastdiff.exposure.resampling import is_below_zero, mean_and_error, student
 from fastdiff.models import read_metadata
@@ -77,16 +78,16 @@ class Found:
         return Ratio(*mean_and_error(values), len(values))
 
 
-def page(job: Job, results: Sequence[Result], account: dict[str, Any]) -> str:
-    """The Markdown page."""
+def page(job: Job, results: Sequence[Result], real: Scores, account: dict[str, Any]) -> str:
+    """The Markdown page; `real` are the scores of held-out real images."""
     found = Found(job, results)
-    parts = [_head(job, account), _summary(found), _goals(found)]
+    parts = [_head(job, real, account), _summary(found), _goals(found)]
     parts += [_sampler(found, solver, steps) for solver in job.solvers for steps in job.steps]
     parts += [_beyond(found), _discriminator(job), _pictures(job, results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(job: Job, account: dict[str, Any]) -> str:
+def _head(job: Job, real: Scores, account: dict[str, Any]) -> str:
     clock, cpu, packages = account["clock"] / 60, account["cpu"] / 60, account["packages"]
     stopped = "" if account["runs"] <= 1 else f" (in {account['runs']} runs)"
     others = job.calibration_ranges * job.calibration_samples
@@ -97,7 +98,9 @@ minutes of CPU time in {account["workers"]} processes of one thread each (device
 {account["device"]["name"]}, torch {packages["torch"]}).
 
 * Class-conditional digits, every class equally often. The distance is the Frechet distance between {job.samples} \
-samples and the 4,000 training images in the shipped classifier's 64 features.
+samples and the 4,000 training images in the shipped classifier's 64 features. {real.samples} held-out real images have \
+distance {real.frechet:.3f}, precision {real.precision:.3f} and recall {real.recall:.3f}: what lies below that distance \
+is nearer to the training images' mean and covariance than real images are, not better than real.
 * Every number is a mean over {job.ranges} ranges of seeds with its standard error. All methods draw the same seeds; \
 the ratio is the mean over the ranges of the distance divided by EDM's on the same seeds.
 * lambda was chosen for each sampler by `fastdiff.exposure.calibrate` on {others} other seeds, without guidance; the \

@@ -9,12 +9,16 @@ import pytest
 from benchmarks.exposure.__main__ import _ready
 from benchmarks.exposure.job import Job
 from benchmarks.exposure.tables import Found, Ratio, page
+from fastdiff.evaluation import Scores
 from fastdiff.exposure.choice import Calibration, Candidate
 from fastdiff.sweep import Cell, Result
 
 ACCOUNT = {
     "clock": 600.0, "cpu": 1100.0, "runs": 1, "workers": 2, "device": {"name": "some"}, "packages": {"torch": "2"},
 }  # fmt: skip
+
+
+REAL = Scores(0.3, 0.79, 0.86, 10)
 
 
 @pytest.fixture
@@ -76,8 +80,9 @@ def test_ratios_are_paired_and_judged(job):
 def test_the_page_says_what_helped_with_recall_beside_every_distance(job):
     job.refusal.parent.mkdir()
     job.refusal.write_text("held-out loss\n")
-    text = page(job, results(job, es=0.5, g=1.2, s=0.9), ACCOUNT)
+    text = page(job, results(job, es=0.5, g=1.2, s=0.9), REAL, ACCOUNT)
     assert "10 minutes and 18 minutes of CPU time" in text
+    assert "10 held-out real images have distance 0.300, precision 0.790 and recall 0.860" in text
     assert "| EDM-ES | 1 | 0 | 0 | 0.50 (Euler 13) | 0.50 (Euler 13) |" in text
     assert "| EDM-G++, w 1.67 | 0 | 1 | 0 |" in text
     assert "Euler 13, EDM-ES: at most 0.90 of EDM; 0.500 ± 0.006 was measured, as expected" in text
@@ -94,4 +99,4 @@ def test_a_range_that_was_not_finite_gives_no_ratio(job):
     broken[index] = replace(broken[index], frechet=None)
     found = Found(job, broken)
     assert found.ratio(Cell("euler", 13, epsilon_scale=0.97), Cell("euler", 13)) is None
-    assert "not finite" in page(job, broken, ACCOUNT)
+    assert "not finite" in page(job, broken, REAL, ACCOUNT)
