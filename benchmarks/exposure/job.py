@@ -93,9 +93,8 @@ class Job:
     def cells(self, solver: str, steps: int, guided: bool) -> list[Cell]:
         """A sampler's part of the grid, once its lambda is chosen: without guidance, or with it."""
         chosen = self.chosen(solver, steps)
-        scales, weights = (sorted({*self.scales, 1.0, chosen}), (0.0,))
-        if guided:
-            scales, weights = sorted({1.0, chosen}), self.weights
+        scales = sorted({1.0, chosen} if guided else {*self.scales, 1.0, chosen})
+        weights = self.weights if guided else (0.0,)
         return [
             Cell(solver, steps, w_1st=weight, epsilon_scale=scale, range=r)
             for weight in weights

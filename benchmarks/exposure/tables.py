@@ -100,8 +100,8 @@ minutes of CPU time in {account["workers"]} processes of one thread each (device
 * Class-conditional digits, every class equally often. The distance is the Frechet distance between {job.samples} \
 samples and the 4,000 training images in the shipped classifier's 64 features.
 * {real.samples} held-out real images have distance {real.frechet:.3f}, precision {real.precision:.3f} and recall \
-{real.recall:.3f}. What lies below that distance is nearer to the training images' mean and covariance than real images \
-are, not better than real.
+{real.recall:.3f}. What lies below that distance is nearer to the training images' mean and covariance than real \
+images are, not better than real.
 * Every number is a mean over {job.ranges} ranges of seeds with its standard error. All methods draw the same seeds; \
 the ratio is the mean over the ranges of the distance divided by EDM's on the same seeds.
 * lambda was chosen for each sampler by `fastdiff.exposure.calibrate` on {others} other seeds, without guidance; the \
