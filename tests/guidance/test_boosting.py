@@ -16,7 +16,7 @@ from fastdiff.ops import native
 
 from ..conformance import dg_loop
 from ..conformance.analytic import Mixture, per_sample
-from .toys import ROUTE_PARAMS, ROUTES, SHAPES, Judge
+from .toys import ROUTE_PARAMS, ROUTES, SHAPES, Judge, column
 
 COMPILED = [param for param in ROUTE_PARAMS if param.values[0] != "readable"]
 TOLERANCE = 1e-9
@@ -201,6 +201,28 @@ def test_the_window_is_each_samples_own(limit, route):
     guided = want["dg_guidance"][2].flatten(1).any(1)
     assert guided.equal(flagged if limit == "time_min" else ~flagged)
     assert_same(wanted.run(route), want)
+
+
+@pytest.mark.parametrize("limit", ["time_min", "time_max"])
+def test_samples_outside_the_window_are_not_boosted_next(limit):
+    """Boosting in every step: who was outside in the last one has no log ratio, whatever the discriminator thinks."""
+    outside_and_fake = 0
+    for seed in range(4):
+        wanted = splitting(limit)
+        wanted.boosting, wanted.seed = Boosting(period=1, churn=40.0), seed
+        wanted.guidance["w_1st"] = -2.0  # makes fakes
+        want = wanted.loop()
+        assert_same(wanted.run("reference"), want)
+        ratio = torch.stack(
+            [
+                wanted.judge(column(torch.as_tensor(vp.vp_scale(s)), x) * x, torch.as_tensor(vp.tau_of_sigma(s)))
+                for x, s in zip(want["dg_x"], want["dg_sigma"].numpy())
+            ]
+        )
+        outside = want["dg_log_ratio"] == dg_loop.OFF
+        split = outside.any(1) & ~outside.all(1)
+        outside_and_fake += int((outside & (ratio < 0))[split].sum())
+    assert outside_and_fake, "nobody tells the two apart"
 
 
 @pytest.mark.parametrize("route", COMPILED)
