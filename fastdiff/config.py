@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +18,14 @@ __all__ = [
     "DiscriminatorConfig",
     "ModelConfig",
     "TrainConfig",
+    "load_config",
     "load_discriminator_config",
     "load_train_config",
 ]
+
+
+_Config = TypeVar("_Config")
+_Training = TypeVar("_Training", "TrainConfig", "DiscriminatorConfig")
 
 
 class ConfigError(ValueError):
@@ -165,9 +170,6 @@ def _check_run(config: TrainConfig | DiscriminatorConfig) -> None:
     _require(config.amp in ("auto", "bfloat16", "none"), "amp", "auto, bfloat16 or none", config.amp)
 
 
-_Config = TypeVar("_Config", TrainConfig, DiscriminatorConfig)
-
-
 def _require(ok: bool, key: str, wanted: str, got: Any) -> None:
     if not ok:
         raise ConfigError(f"{key} must be {wanted}, got {got!r}")
@@ -180,7 +182,7 @@ def load_train_config(file: str | Path | None = None, overrides: Sequence[str] =
         ConfigError: the file cannot be read, a key is unknown (the message names the nearest known one), a
             value has the wrong type or is out of range.
     """
-    return _load(TrainConfig, file, overrides)
+    return _checked(load_config(TrainConfig, file, map(_assignment, overrides)))
 
 
 def load_discriminator_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -> DiscriminatorConfig:
@@ -189,31 +191,54 @@ def load_discriminator_config(file: str | Path | None = None, overrides: Sequenc
     Raises:
         ConfigError: see `load_train_config`.
     """
-    return _load(DiscriminatorConfig, file, overrides)
+    return _checked(load_config(DiscriminatorConfig, file, map(_assignment, overrides)))
 
 
-def _load(kind: type[_Config], file: str | Path | None, overrides: Sequence[str]) -> _Config:
-    """Defaults of `kind`, then a file, then overrides; checked."""
+def load_config(
+    kind: type[_Config],
+    file: str | Path | None,
+    changes: Iterable[Mapping[str, Any]] = (),
+    lists: Collection[str] = (),
+) -> _Config:
+    """Defaults of the dataclass `kind`, then the YAML `file`, then `changes`.
+
+    Args:
+        lists: keys that may be one value in place of a list.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown (the message names the nearest known one), or a value has
+            the wrong type.
+    """
     config = OmegaConf.structured(kind)
-    sources: list[tuple[str, DictConfig]] = []
-    if file is not None:
-        sources.append((f"{file}: ", _read_yaml(file)))
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"expected key=value, got {override!r}")
-        sources.append(("", OmegaConf.from_dotlist([override])))
-    for origin, source in sources:
-        _check_keys(origin, OmegaConf.to_container(source), kind().as_dict())
+    known: Any = OmegaConf.to_container(config)
+    sources = [] if file is None else [(f"{file}: ", OmegaConf.to_container(_read_yaml(file)))]
+    for origin, source in [*sources, *(("", dict(change)) for change in changes)]:
+        _check_keys(origin, source, known)
+        assert isinstance(source, dict)
+        wrapped = {k: [v] if k in lists and not isinstance(v, (list, tuple)) else v for k, v in source.items()}
         try:
-            config = OmegaConf.merge(config, source)
+            config = OmegaConf.merge(config, wrapped)
         except OmegaConfBaseException as error:
             key = getattr(error, "full_key", None)
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{origin}{key}: {reason}" if key else f"{origin}{reason}") from None
     result = OmegaConf.to_object(config)
     assert isinstance(result, kind)
-    result.check()
     return result
+
+
+def _assignment(override: str) -> dict[str, Any]:
+    """`a.b=3` as nested mappings."""
+    if "=" not in override:
+        raise ConfigError(f"expected key=value, got {override!r}")
+    nested = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+    assert isinstance(nested, dict)
+    return {str(key): value for key, value in nested.items()}
+
+
+def _checked(config: _Training) -> _Training:
+    config.check()
+    return config
 
 
 def _read_yaml(file: str | Path) -> DictConfig:

@@ -13,10 +13,7 @@ import fastdiff
 from . import CliError
 from .arguments import flag
 from .evaluate import _real as real_images
-from .sample import _device as named_device
-from .sample import _discriminator as load_discriminator
-from .sample import _guidance as guide
-from .sample import _load as load_network
+from .sampling import open_sampler, sampler_flags
 
 
 class _Grid(click.ParamType):
@@ -31,9 +28,7 @@ class _Grid(click.ParamType):
 
 @click.command("calibrate")
 @click.option("--out", required=True, metavar="FILE", help="The JSON file to write.")
-@click.option("--network", default="digits", show_default=True, metavar="FILE", help="A model file, or digits.")
-@click.option("--solver", default="heun", show_default=True, metavar="NAME", help="heun, euler, ddim or ddpm.")
-@click.option("--steps", type=int, default=18, show_default=True, help="Sampling steps.")
+@sampler_flags
 @click.option(
     "--method", type=click.Choice(["search", "linear", "norm"]), default="search", show_default=True,
     help="One constant; after it b + k i; or (experimental) norms of epsilon matched step by step.",
@@ -52,20 +47,8 @@ class _Grid(click.ParamType):
 @click.option("--strength", type=float, default=1.0, show_default=True, help="Norm: 0 leaves 1, -1 turns the sign.")
 @click.option("--clip", type=float, default=0.1, show_default=True, help="Norm: largest distance of lambda from 1.")
 @flag("norm_images", type=click.IntRange(2), default=1000, show_default=True, help="Norm: images to match.")
-@click.option("--discriminator", metavar="FILE", help="Discriminator guidance (EDM-G++) with this model file.")
-@flag("w_1st", type=float, help="Its weight in a step's first evaluation  [default: 2].")
-@flag("w_2nd", type=float, help="Its weight in Heun's second evaluation  [default: 0].")
-@click.option("--boosting", is_flag=True, help="EDM-G++'s boosting of samples that look generated.")
 @click.option("--class", "label", type=int, help="Draw this class only; by default seed s draws class s mod classes.")
 @click.option("--batch", type=click.IntRange(1), default=250, show_default=True, help="Images per batch.")
-@flag("S_churn", type=float, help="Heun, Euler: amount of noise added back.")
-@flag("S_min", type=float, help="Lowest level that is churned.")
-@flag("S_max", type=float, help="Highest level that is churned.")
-@flag("S_noise", type=float, help="Standard deviation of the added noise.")
-@flag("rho", type=float, default=7.0, show_default=True, help="Exponent of the Karras schedule.")
-@flag("sigma_min", type=float, default=0.002, show_default=True, help="Lowest noise level.")
-@flag("sigma_max", type=float, default=80.0, show_default=True, help="Highest noise level.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: CUDA when there is one.")
 @click.option("--progress/--no-progress", default=True, help="Show what is being scored.")
 def command(out: str, method: str, ranges: int, samples: int, first_seed: int, progress: bool, **flags: Any) -> None:
     """Choose epsilon scaling's lambda for these settings by Frechet distance, and write it with its errors.
@@ -112,33 +95,12 @@ def command(out: str, method: str, ranges: int, samples: int, first_seed: int, p
 
 def _sampler(flags: dict[str, Any]) -> tuple[fastdiff.Sampler, Any]:
     """The sampler to calibrate, and the labels of its samples."""
-    place = named_device(flags["device"])
-    model = load_network(flags["network"], place)
-    label = flags["label"]
-    if label is not None and not 0 <= label < model.label_dim:
-        wanted = f"must be 0 to {model.label_dim - 1}" if model.label_dim else "needs a network with classes"
+    opened, label = open_sampler(flags), flags["label"]
+    classes = opened.model.label_dim
+    if label is not None and not 0 <= label < classes:
+        wanted = f"must be 0 to {classes - 1}" if classes else "needs a network with classes"
         raise CliError(f"--class {wanted}, got {label}")
-    weights = {name: flags[name] for name in ("w_1st", "w_2nd") if flags[name] is not None}
-    if flags["discriminator"] is None and (weights or flags["boosting"]):
-        raise CliError(f"--{next(iter(weights), 'boosting')} needs --discriminator")
-    guidance = None
-    if flags["discriminator"] is not None:
-        guidance = guide(load_discriminator(flags["discriminator"], model, place), weights, flags["boosting"])
-    churn = {name: flags[name] for name in ("S_churn", "S_min", "S_max", "S_noise") if flags[name] is not None}
-    try:
-        sampler = fastdiff.Sampler(
-            model,
-            process=fastdiff.EDM(flags["sigma_min"], flags["sigma_max"]),
-            prediction=fastdiff.EDMPrediction(model.metadata["sigma_data"]),
-            solver=flags["solver"],
-            steps=flags["steps"],
-            rho=flags["rho"],
-            guidance=guidance,
-            **churn,
-        )
-    except (TypeError, ValueError) as error:
-        raise CliError(str(error)) from None
-    return sampler, "cycle" if label is None else label
+    return opened.sampler, "cycle" if label is None else label
 
 
 def _classes(flags: dict[str, Any], sampler: fastdiff.Sampler, count: int) -> Any:

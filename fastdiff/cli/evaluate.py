@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..files import atomic_path
 from . import CliError
-from .sample import _device as named_device
+from .sampling import named_device
 
 _NAMES = ("images", "arr_0")  # of `fastdiff sample`, and of an array saved without a name
 

@@ -12,7 +12,7 @@ import fastdiff
 from . import CliError
 from .arguments import flag, parse_seeds
 from .output import OutputFolder
-from .sample import _device as named_device
+from .sampling import named_device
 
 _FILES = ("drift.csv", "drift.png", "config.json")
 

@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from ..config import ConfigError, _check_keys, _read_yaml
+from ..config import ConfigError, load_config
 from ..data import load as load_data
 from ..errors import check_choice
 from ..guidance import DiscriminatorGuidance
-from ..models import load as load_model
-from ..prediction import EDMPrediction
-from ..process import EDM
+from ..opening import edm_sampler, open_discriminator, open_network
 from ..sampler import Sampler
 from .schedules import epsilon_scales
 
@@ -82,19 +78,7 @@ def load_exposure_config(file: str | Path | None = None, changes: Mapping[str, A
         ConfigError: the file cannot be read, a key is unknown (the message names the nearest known one), or a value
             has the wrong type.
     """
-    config = OmegaConf.structured(ExposureConfig)
-    sources = [] if file is None else [(f"{file}: ", OmegaConf.to_container(_read_yaml(file)))]
-    for origin, source in [*sources, ("", dict(changes or {}))]:
-        _check_keys(origin, source, ExposureConfig().as_dict())
-        try:
-            config = OmegaConf.merge(config, source)
-        except OmegaConfBaseException as error:
-            key = getattr(error, "full_key", None)
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{origin}{key}: {reason}" if key else f"{origin}{reason}") from None
-    result = OmegaConf.to_object(config)
-    assert isinstance(result, ExposureConfig)
-    return result
+    return load_config(ExposureConfig, file, [changes or {}])
 
 
 def open_exposure(config: ExposureConfig, device: torch.device) -> Exposure:
@@ -104,30 +88,15 @@ def open_exposure(config: ExposureConfig, device: torch.device) -> Exposure:
         ConfigError, ModelFileError, ModuleNotFoundError, ValueError, TypeError, OSError: what cannot be used.
     """
     check_choice("split", config.split, ("train", "test"))
-    model = load_model(config.network, device)
-    known = model.metadata
-    if known.get("prediction") != "edm" or not isinstance(known.get("sigma_data"), float):
-        raise ConfigError(f"network: {config.network}: the file does not name prediction edm and its sigma_data")
-    digests, guidance = {"network": known["digest"]}, None
+    model = open_network(config.network, device)
+    digests, guidance = {"network": model.metadata["digest"]}, None
     if config.discriminator is not None:
-        judge = load_model(config.discriminator, device)
-        if getattr(judge, "sample_shape", None) != model.sample_shape or type(judge) is type(model):
-            shape = list(model.sample_shape)
-            raise ConfigError(f"discriminator: {config.discriminator}: not a discriminator of samples of shape {shape}")
+        judge = open_discriminator(config.discriminator, model, device)
         digests["discriminator"] = judge.metadata["digest"]
         guidance = DiscriminatorGuidance(judge, w_1st=config.w_1st, w_2nd=config.w_2nd)
-    churn = {name: getattr(config, name) for name in ("S_churn", "S_min", "S_max", "S_noise")}
-    sampler = Sampler(
-        model,
-        process=EDM(config.sigma_min, config.sigma_max),
-        prediction=EDMPrediction(known["sigma_data"]),
-        solver=config.solver,
-        steps=config.steps,
-        rho=config.rho,
-        epsilon_scale=config.epsilon_scale,
-        guidance=guidance,
-        **{name: value for name, value in churn.items() if value is not None},
-    )
+    names = ("solver", "steps", "rho", "epsilon_scale", "S_churn", "S_min", "S_max", "S_noise")
+    settings = {name: getattr(config, name) for name in names}
+    sampler = edm_sampler(model, config.sigma_min, config.sigma_max, guidance=guidance, **settings)
     images = load_data(config.data, config.split)
     size, wanted = list(images.images.shape[1:]), list(model.sample_shape)
     if size != wanted:

@@ -8,18 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from ..config import ConfigError, _check_keys, _read_yaml
+from ..config import ConfigError, load_config
 from ..data import load as load_data
 from ..errors import check_choice
-from ..models import Discriminator
-from ..models import load as load_model
-from ..prediction import EDMPrediction
-from ..process import EDM
-from ..sampler import Sampler
-from ..training.run import choose_device
+from ..opening import edm_sampler, open_device, open_discriminator, open_network
 from .cells import grid
 from .runner import Sweep
 
@@ -73,21 +66,7 @@ def load_sweep_config(file: str | Path | None = None, changes: Mapping[str, Any]
         ConfigError: the file cannot be read, a key is unknown (the message names the nearest known one), or a value
             has the wrong type.
     """
-    config = OmegaConf.structured(SweepConfig)
-    sources = [] if file is None else [(f"{file}: ", OmegaConf.to_container(_read_yaml(file)))]
-    for origin, source in [*sources, ("", dict(changes or {}))]:
-        _check_keys(origin, source, SweepConfig().as_dict())
-        assert isinstance(source, dict)
-        lists = {k: [v] if k in _AXES and not isinstance(v, (list, tuple)) else v for k, v in source.items()}
-        try:
-            config = OmegaConf.merge(config, lists)
-        except OmegaConfBaseException as error:
-            key = getattr(error, "full_key", None)
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{origin}{key}: {reason}" if key else f"{origin}{reason}") from None
-    result = OmegaConf.to_object(config)
-    assert isinstance(result, SweepConfig)
-    return result
+    return load_config(SweepConfig, file, [changes or {}], lists=_AXES)
 
 
 def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> Sweep:
@@ -104,26 +83,15 @@ def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> 
 
     cells = grid(**{name: getattr(config, name) for name in _AXES}, ranges=config.ranges)
     check_choice("split", config.split, ("train", "test"))
-    device = choose_device(config.device)
+    device = open_device(config.device)
     if config.device == "auto" and device.type == "cuda":
         device = torch.device("cuda", local_rank)
-    model = load_model(config.network, device)
-    if model.metadata.get("prediction") != "edm" or not isinstance(model.metadata.get("sigma_data"), float):
-        raise ConfigError(f"network: {config.network}: the file does not name prediction edm and its sigma_data")
+    model = open_network(config.network, device)
     discriminator = None
     if config.discriminator is not None:
-        discriminator = load_model(config.discriminator, device)
-        if not isinstance(discriminator, Discriminator):
-            kind = type(discriminator).__name__
-            raise ConfigError(f"discriminator: {config.discriminator} holds a {kind}, not a Discriminator")
-    churn = {name: value for name in ("S_min", "S_max", "S_noise") if (value := getattr(config, name)) is not None}
-    sampler = Sampler(
-        model,
-        process=EDM(config.sigma_min, config.sigma_max),
-        prediction=EDMPrediction(model.metadata["sigma_data"]),
-        rho=config.rho,
-        **churn,
-    )
+        discriminator = open_discriminator(config.discriminator, model, device)
+    churn = {name: getattr(config, name) for name in ("S_min", "S_max", "S_noise")}
+    sampler = edm_sampler(model, config.sigma_min, config.sigma_max, rho=config.rho, **churn)
     images = load_data(config.data, config.split).images
     if tuple(images.shape[1:]) != tuple(model.sample_shape):
         wanted, got = list(model.sample_shape), list(images.shape[1:])

@@ -24,10 +24,9 @@ from ..evaluation.features import eight_bit
 from ..evaluation.generate import generate
 from ..guidance.vp import BETA_0, BETA_1, tau_of_sigma
 from ..models.discriminator import Discriminator
-from ..models.io import load, save
+from ..models.io import save
 from ..models.unet import UNet
-from ..prediction import EDMPrediction
-from ..process import EDM
+from ..opening import edm_sampler, open_network
 from ..sampler import Sampler
 from .calibration import LN2, Report, assess, balanced_bce, vp_state
 from .run import Batches, TrainingRun, mix
@@ -245,14 +244,9 @@ class DiscriminatorTrainer(TrainingRun):
     def _sampler(self) -> Sampler:
         """The sampler of the configured network."""
         config = self.config
-        denoiser = load(config.network, self.device)
-        known = denoiser.metadata.get("sigma_data")
-        if not isinstance(denoiser, UNet) or denoiser.metadata.get("prediction") != "edm" or not known:
-            raise ConfigError(f"network: {config.network} does not name prediction edm and its sigma_data")
+        denoiser = open_network(config.network, self.device)
         try:
-            return Sampler(
-                denoiser, process=EDM(), prediction=EDMPrediction(known), solver=config.solver, steps=config.steps
-            )
+            return edm_sampler(denoiser, solver=config.solver, steps=config.steps)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"solver, steps: {error}") from None
 

@@ -22,9 +22,10 @@ from tqdm import tqdm
 from ..config import ConfigError, DiscriminatorConfig, TrainConfig
 from ..files import atomic_path
 from ..models.io import ModelFileError, check_tensors, load_tensors, save_tensors
+from ..opening import open_device
 from .log import LossLog
 
-__all__ = ["Batches", "TrainingRun", "choose_device", "mix"]
+__all__ = ["Batches", "TrainingRun", "mix"]
 
 _FREE_KEYS = {"device", "log_every", "evaluate_every", "checkpoint_every"}  # may differ when a run is resumed
 
@@ -51,7 +52,10 @@ class TrainingRun:
         self.checkpoint = self.outdir / "checkpoint.safetensors"
         if self.checkpoint.exists() and not resume:
             raise FileExistsError(f"{self.checkpoint} exists; resume it or choose another folder")
-        self.device = choose_device(config.device)
+        try:
+            self.device = open_device(config.device)
+        except ValueError as error:
+            raise ConfigError(f"device {error}") from None
         self.amp = config.amp == "bfloat16" or (config.amp == "auto" and self.device.type == "cuda")
         self.iteration = 0
         self.stopped = False
@@ -271,20 +275,3 @@ def mix(seed: int, purpose: str, count: int) -> int:
     """A 63-bit seed that depends on all three (a CPU generator keeps only the low 32 bits of a seed)."""
     digest = hashlib.blake2b(f"{seed} {purpose} {count}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a configuration names.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device must be auto, cpu or cuda[:index], got {name!r}") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"device {name!r} cannot be used here")
-    return device

@@ -212,8 +212,8 @@ def test_lambda_from_a_calibrations_file(network, tmp_path):
         (["--epsilon-scale=missing.json"], "missing.json: neither a number nor a file of fastdiff calibrate"),
         (["--w_1st=1"], "--w_1st needs --discriminator"),
         (["--boosting"], "--boosting needs --discriminator"),
-        (["--discriminator={network}"], "--discriminator must be a discriminator of samples of shape [1, 8, 8]"),
-        (["--discriminator={other}"], "--discriminator must be a discriminator of samples of shape [1, 8, 8]"),
+        (["--discriminator={network}"], "not a discriminator of samples of shape [1, 8, 8]"),
+        (["--discriminator={other}"], "not a discriminator of samples of shape [1, 8, 8]"),
         (["--discriminator=missing"], "--discriminator: missing: no such file"),
     ],
 )

@@ -225,7 +225,7 @@ def test_refuses_networks_that_do_not_fit(make, tmp_path, network):
     with pytest.raises(ModelFileError, match="absent: no such file"):
         make("out", "network=absent")
     save(tmp_path / "undescribed", UNet(**ARCHITECTURE), {})
-    with pytest.raises(ConfigError, match="does not name prediction edm"):
+    with pytest.raises(ModelFileError, match="does not name prediction edm"):
         make("out", f"network={tmp_path / 'undescribed'}")
     real = real_images()
     with pytest.raises(ConfigError, match=r"network must draw samples of the data's shape \[1, 4, 4\]"):

@@ -154,7 +154,7 @@ def test_a_model_file_is_not_a_checkpoint(tmp_path):
     [
         ("model.width=12", ConfigError, "model: UNet: width"),
         ("model.patch=3", ConfigError, "model: UNet: image_size"),
-        ("device=tpu9", ConfigError, "device must be auto, cpu or cuda"),
+        ("device=tpu9", ConfigError, "cannot be used here"),
         ("device=meta", ConfigError, "cannot be used here"),
         ("data=cifar", ValueError, "data must be one of"),
     ],

@@ -1,0 +1,96 @@
+"""What commands that sample have in common: the flags that describe a sampler, by EDM's names, and what they open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import click
+import torch
+
+from ..guidance import Boosting, DiscriminatorGuidance
+from ..models import Discriminator, ModelFileError, UNet
+from ..opening import edm_sampler, open_device, open_discriminator, open_network
+from ..sampler import Sampler
+from . import CliError
+from .arguments import flag
+
+__all__ = ["Opened", "named_device", "open_sampler", "sampler_flags"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_SOLVER = "solver", "steps", "rho", "sigma_min", "sigma_max", "S_churn", "S_min", "S_max", "S_noise"
+_WEIGHTS = "w_1st", "w_2nd"
+
+_FLAGS = (
+    click.option("--network", default="digits", show_default=True, metavar="FILE", help="A model file, or digits."),
+    click.option("--solver", default="heun", show_default=True, metavar="NAME", help="heun, euler, ddim or ddpm."),
+    click.option("--steps", type=int, default=18, show_default=True, help="Sampling steps."),
+    click.option("--discriminator", metavar="FILE", help="Discriminator guidance (EDM-G++) with this model file."),
+    flag("w_1st", type=float, help="Its weight in a step's first evaluation  [default: 2]."),
+    flag("w_2nd", type=float, help="Its weight in Heun's second evaluation  [default: 0]."),
+    click.option("--boosting", is_flag=True, help="EDM-G++'s boosting of samples that look generated."),
+    flag("S_churn", type=float, help="Heun, Euler: amount of noise added back."),
+    flag("S_min", type=float, help="Lowest level that is churned."),
+    flag("S_max", type=float, help="Highest level that is churned."),
+    flag("S_noise", type=float, help="Standard deviation of the added noise."),
+    flag("rho", type=float, default=7.0, show_default=True, help="Exponent of the Karras schedule."),
+    flag("sigma_min", type=float, default=0.002, show_default=True, help="Lowest noise level."),
+    flag("sigma_max", type=float, default=80.0, show_default=True, help="Highest noise level."),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: CUDA when there is one."),
+)
+
+
+class Opened(NamedTuple):
+    """A sampler and what it was made of; `settings` are those given, as JSON can hold them."""
+
+    sampler: Sampler
+    model: UNet
+    device: torch.device
+    settings: dict[str, Any]
+
+
+def sampler_flags(command: _Command) -> _Command:
+    """The flags that `open_sampler` reads."""
+    for option in reversed(_FLAGS):
+        command = option(command)
+    return command
+
+
+def named_device(name: str) -> torch.device:
+    """The device of that name, if it can be used here."""
+    try:
+        return open_device(name)
+    except ValueError as error:
+        raise CliError(f"--device: {error}") from None
+
+
+def open_sampler(flags: dict[str, Any], epsilon_scale: Any = 1.0) -> Opened:
+    """The sampler that the flags describe.
+
+    Raises:
+        CliError: a file or a value that cannot be used.
+    """
+    device = named_device(flags["device"])
+    try:
+        model = open_network(flags["network"], device)
+    except ModelFileError as error:
+        raise CliError(f"--network: {error}") from None
+    weights: dict[str, Any] = {name: flags[name] for name in _WEIGHTS if flags[name] is not None}
+    settings = {name: flags[name] for name in _SOLVER if flags[name] is not None}
+    described = {"network": flags["network"], "digest": model.metadata["digest"], **settings}
+    judge: Discriminator | None = None
+    if flags["discriminator"] is not None:
+        try:
+            judge = open_discriminator(flags["discriminator"], model, device)
+        except ModelFileError as error:
+            raise CliError(f"--discriminator: {error}") from None
+        described |= {"discriminator": judge.metadata["digest"], "boosting": flags["boosting"], **weights}
+    elif weights or flags["boosting"]:
+        raise CliError(f"--{next(iter(weights), 'boosting')} needs --discriminator")
+    try:
+        boosting = Boosting() if flags["boosting"] else None
+        guidance = None if judge is None else DiscriminatorGuidance(judge, **weights, boosting=boosting)
+        sampler = edm_sampler(model, **settings, epsilon_scale=epsilon_scale, guidance=guidance)
+    except (TypeError, ValueError) as error:
+        raise CliError(str(error)) from None
+    return Opened(sampler, model, device, described)
