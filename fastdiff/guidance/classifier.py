@@ -12,7 +12,7 @@ from ..errors import check_choice
 from ..ops import DTYPES
 from .autograd import gradient_of, ordinary
 from .term import Gradient, GradientCall, Position, Weight, checked_weight, weight_at
-from .vp import tau_of_sigma, vp_scale
+from .vp import input_scale, tau_of_sigma
 
 
 class ClassifierGuidance(Gradient):
@@ -59,8 +59,7 @@ class ClassifierGuidance(Gradient):
             return None
         if self.space == "process":
             return GradientCall(weight, told=(at.level.time,))
-        s = at.level.sigma_ve
-        return GradientCall(weight, vp_scale(s) / at.level.alpha, (tau_of_sigma(s),))
+        return GradientCall(weight, input_scale(at.level), (tau_of_sigma(at.level.sigma_ve),))
 
     def gradient(
         self, y: Tensor, told: Sequence[Tensor], how: Hashable, memory: dict[str, Tensor], cond: dict[str, Any]

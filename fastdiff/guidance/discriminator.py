@@ -15,7 +15,7 @@ from ..ops import DTYPES
 from ..symbols import Chosen, Number, each
 from .autograd import gradient_of, ordinary
 from .term import Gradient, GradientCall, Position, Weight, checked_weight, weight_at
-from .vp import cosine_time, tau_of_sigma, vp_scale
+from .vp import cosine_time, input_scale, tau_of_sigma
 
 LOG_RATIO = "log_ratio"
 OUTSIDE = 1e7  # the log ratio of samples outside the time window: those are not boosted
@@ -136,7 +136,7 @@ class DiscriminatorGuidance(Gradient):
         boost = self.boosting if first else None
         factor = boost.factor if boost is not None and at.step % boost.factor_period == 0 else 1.0
         how = _How(self.output, self.clip, window, boost is not None, factor)
-        return GradientCall(weight, vp_scale(s) / at.level.alpha, told, how)
+        return GradientCall(weight, input_scale(at.level), told, how)
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         if self.boosting is None:

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..process import Level
+from ..symbols import Number, each
+
 BETA_0, BETA_1 = 0.1, 20.0
 _OFFSET = 0.008  # of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17)
 
@@ -17,6 +20,12 @@ _OFFSET = 0.008  # of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17)
 def vp_scale(sigma: Any) -> Any:
     """m = 1 / sqrt(1 + s^2), by which a state in VE terms is multiplied."""
     return 1 / np.sqrt(1 + np.square(sigma))
+
+
+def input_scale(level: Level) -> Number:
+    """By which a state at `level` becomes y: 1 for a variance-preserving process, whose states are y."""
+    scale = vp_scale(level.sigma_ve) / level.alpha
+    return 1.0 if all(abs(value - 1) < 1e-12 for value in each(scale)) else scale
 
 
 def tau_of_sigma(sigma: Any) -> Any:
