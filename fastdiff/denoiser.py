@@ -19,7 +19,7 @@ from torch import Tensor
 from .guidance.term import Contrast, Gradient, Position
 from .prediction import Coefficients, Prediction, PreviousX
 from .process import Level, Levels
-from .symbols import Chosen, chosen_by
+from .symbols import Chosen, chosen_by, each
 
 if TYPE_CHECKING:
     from .guidance.discriminator import Boosting
@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
     Attributes:
         x0: predicted x_0; output: the raw output F (its mean half); variance: the handle of the variance half.
         pushes: (weight, gradient) of the guidance terms with rule "mean".
-        moved: what the other gradients added to x_0, for means that do not come from x_0; None for nothing.
+        moved: what terms added to x_0 and not to `output`, for means that do not come from x_0; None for nothing.
     """
 
     x0: State
@@ -68,6 +68,7 @@ class Denoiser:
         epsilon_scale_mode: "every" evaluation of a step, its "first" only, or only an "eps" prediction.
         terms, weights: guidance terms, and what their own weights are multiplied by.
         clip: (lo, hi) for the predicted x_0, or None.
+        upwards: the solver visits the levels from the cleanest up.
     """
 
     engine: Any
@@ -79,6 +80,7 @@ class Denoiser:
     weights: Sequence[float] = ()
     denoised_fn: Callable[[Tensor], Tensor] | None = None
     clip: tuple[float, float] | None = None
+    upwards: bool = False
     step: int = 0
     evaluations: int = 0
     last_x0: State = None
@@ -90,10 +92,15 @@ class Denoiser:
 
     def evaluate(self, x: State, level: Level) -> Evaluation:
         """Call the model at `level` and return everything it said."""
-        at = Position(self.step, self.levels.steps, self.evaluations, level)
-        x0, output, variance = self._predict(x, at)
+        at = Position(self._place(), self.levels.steps, self.evaluations, level)
+        x0, output, variance, added = self._predict(x, at)
         scale = self._scale()
         if scale != 1.0:
+            if 0 in each(level.alpha):
+                raise ValueError(
+                    "epsilon_scale must be 1 (a list can begin so) at alpha = 0 (zero terminal SNR), where noise says "
+                    f"nothing of x_0, got {scale}"
+                )
             u = x / level.alpha
             x0 = u - (u - x0) / scale
         gradients = self._gradients(x, at)
@@ -115,7 +122,7 @@ class Denoiser:
         self.evaluations += 1
         self.last_x0 = x0
         pushes = [(weight, gradient) for term, weight, gradient in gradients if term.rule == "mean"]
-        moved = [move for move in moves.values() if move is not None]
+        moved = [*added, *(move for move in moves.values() if move is not None)]
         return Evaluation(x0, output, variance, pushes, sum(moved[1:], moved[0]) if moved else None)
 
     @staticmethod
@@ -124,13 +131,15 @@ class Denoiser:
         moves = [(w * level.sigma**2 / level.alpha) * g for term, w, g in gradients if term.rule == rule]
         return sum(moves[1:], moves[0]) if moves else None
 
-    def _predict(self, x: State, at: Position) -> tuple[State, State, Any]:
-        """The network's x_0, and how the terms with a second opinion push it: (x_0, F, the variance half)."""
-        contrasts = {
-            k: (term, w)
-            for k, (term, weight) in enumerate(zip(self.terms, self.weights))
-            if isinstance(term, Contrast) and (w := 1 + weight * (term.weight(at) - 1)) != 1
-        }
+    def _predict(self, x: State, at: Position) -> tuple[State, State, Any, Sequence[State]]:
+        """The network's x_0, pushed by the terms with a second opinion: (x_0, F, the variance half, what is in that x_0
+        and not in F)."""
+        contrasts = {}
+        for k, (term, weight) in enumerate(zip(self.terms, self.weights)):
+            if isinstance(term, Contrast):
+                w = 1 + weight * (term.weight(at) - 1)
+                if any(value != 1 for value in each(w)):
+                    contrasts[k] = term, w
         pair = next((k for k, (term, _) in contrasts.items() if term.batched), None)
         coefficients = self._coefficients(self.prediction, at.level)
         time = self.prediction.time(at.level)
@@ -143,14 +152,14 @@ class Denoiser:
             if term.prediction is not None:
                 others.append((w, c.c_skip * x + c.c_out * opinion))
             elif term.rescale:
-                pushed = output = self.engine.apply(term.mix, output, opinion, told=(w, term.rescale))
+                mixed = self.engine.apply(term.mix, output, opinion, told=(w, term.rescale))
+                pushed = mixed if pushed is output else pushed + (mixed - output)
             else:
                 pushed = pushed + (w - 1) * (output - opinion)
         x0 = coefficients.c_skip * x + coefficients.c_out * pushed
         own = coefficients.c_skip * x + coefficients.c_out * output if others else None
-        for w, other in others:
-            x0 = x0 + (w - 1) * (own - other)
-        return x0, pushed, variance
+        added = [(w - 1) * (own - other) for w, other in others]
+        return sum(added, x0), pushed, variance, added
 
     def _coefficients(self, prediction: Prediction, level: Level) -> Coefficients:
         if isinstance(prediction, PreviousX):
@@ -160,10 +169,11 @@ class Denoiser:
     def _gradients(self, x: State, at: Position) -> list[tuple[Gradient, Any, State]]:
         """(term, the weight of its gradient with respect to x, gradient) of all terms that are called here."""
         found = []
+        pure_noise = not isinstance(at.level.alpha, Chosen) and at.level.alpha == 0
         for k, (term, weight) in enumerate(zip(self.terms, self.weights)):
             if not isinstance(term, Gradient):
                 continue
-            call = term.call(at) if weight else None
+            call = term.call(at) if weight and not pure_noise else None
             if at.order == 0:
                 self._asked = self._asked - {k} if call is None else self._asked | {k}
             if call is not None:
@@ -208,7 +218,7 @@ class Denoiser:
     def _following(self, level: Level) -> Level:
         """The next level of the run, for predictions that are defined between two."""
         for here, following in pairwise(self.levels):
-            if here == level:
+            if not chosen_by(level) and here == level:
                 return following
         raise ValueError(
             'prediction="previous_x" is defined between two levels of the chain, and no step starts from sigma '
@@ -216,14 +226,18 @@ class Denoiser:
         )
 
     def _scale(self) -> float:
-        if self.epsilon_scale_mode == "first" and self.evaluations:
-            return 1.0
         if self.epsilon_scale_mode == "eps" and self.prediction.name != "eps":
             return 1.0
         return self._scale_of_step()
 
     def _scale_of_step(self) -> float:
-        return float(self.epsilon_scale[min(self.step, len(self.epsilon_scale) - 1)])
+        if self.epsilon_scale_mode == "first" and self.evaluations:
+            return 1.0
+        return float(self.epsilon_scale[min(self._place(), len(self.epsilon_scale) - 1)])
+
+    def _place(self) -> int:
+        """The number of the step, counted from the noisiest."""
+        return self.levels.steps - 1 - self.step if self.upwards else self.step
 
     def finish_step(self) -> None:
         """Called by the driver when the solver has yielded."""
@@ -286,10 +300,11 @@ class TensorEngine:
     def choose(
         self, selector: Callable[..., Tensor], values: Sequence[Tensor], told: Sequence[float], term: int | None = None
     ) -> int:
-        """The choice of the one sample there is."""
+        """The choice of the one sample there is; any, if there is none."""
         things = values if term is None else [self._terms.memory[term]]
         numbers = torch.tensor(told, dtype=values[0].dtype, device=values[0].device) if told else torch.empty(0)
-        return int(selector(*things, numbers))
+        rows = selector(*things, numbers)
+        return int(rows) if len(rows) else 0
 
     def number(self, rows: int, values: Sequence[float]) -> float:
         """The chosen one."""

@@ -41,7 +41,7 @@ class TermCalls:
         contrasts = {k: term for k, term in enumerate(terms) if isinstance(term, Contrast)}
         self._both = {k: term.both(model, for_model) for k, term in contrasts.items() if term.batched}
         self._opinions = {
-            k: t.opinion(model, cond) for k, t in contrasts.items() if not t.batched or len(contrasts) > 1
+            k: t.opinion(model, for_model) for k, t in contrasts.items() if not t.batched or len(contrasts) > 1
         }
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -112,6 +112,16 @@ class Request:
     def called(self) -> list[Any]:
         """The networks and functions that a run calls."""
         return [self.model, *(term.called for term in self.terms if term.called is not None)]
+
+    @property
+    def gives(self) -> list[Any]:
+        """What the network gets from the terms."""
+        return [term.gives for term in self.terms if isinstance(term, Contrast) and term.gives]
+
+    @property
+    def kinds(self) -> Hashable:
+        """Which terms they are, and what they keep from the model."""
+        return tuple((type(term), term.keeps) for term in self.terms)
 
     def callbacks(self) -> Callbacks:
         """The network and the guidance terms with their conditioning, and what the caller wants to hear."""
@@ -230,7 +240,8 @@ class Executor:
     def candidates(self, event: Choose, numbers: Tensor) -> Tensor:
         """What is told about the candidates of a choice: [n]."""
         places = self._places[event]
-        return numbers[places[0].start : places[-1].stop, 0] if places else numbers.new_empty(0)
+        told = numbers[:, 0] if numbers.shape[1] else self.numbers.told  # for no samples, never another plan's
+        return told[places[0].start : places[-1].stop] if places else told[:0]
 
     def run(self, request: Request) -> Tensor:
         """The final state, [B, ...] in the state's dtype."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .plan import Call, Launch, Plan
-from .symbols import Chosen
 from .trace import Apply, Choose, Evaluate, Report
 
 
@@ -51,8 +50,7 @@ def _describe_call(call: Call, plan: Plan) -> str:
     if isinstance(event, Evaluate):
         names = [plan.names[slot] for slot in (call.output, call.second) if slot is not None]
         what = "network" if event.term is None or call.second is not None else "second opinion"
-        sigma = event.level.sigma_ve
-        return f"{', '.join(names)} = {what} at sigma {sigma if isinstance(sigma, Chosen) else format(sigma, '.4g')}"
+        return f"{', '.join(names)} = {what} at sigma {event.level.sigma_ve:.4g}"
     if isinstance(event, Report):
         return f"report step {event.step}"
     what = "function" if isinstance(event, Apply) else "row per sample" if isinstance(event, Choose) else "guidance"

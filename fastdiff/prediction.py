@@ -39,7 +39,7 @@ class Prediction:
 
 
 def _refuse_pure_noise(prediction: Prediction, level: Level) -> None:
-    """At alpha = 0 (a zero terminal SNR) neither noise nor score says anything of x_0."""
+    """At alpha = 0 (a zero terminal SNR) neither noise nor score says anything of x_0, and VE terms are infinite."""
     if 0 in each(level.alpha):
         raise ValueError(f"prediction={prediction.name!r} has no x_0 at alpha = 0 (zero terminal SNR); use 'v' or 'x0'")
 
@@ -121,6 +121,7 @@ class EDMPrediction(Prediction):
         self.sigma_data = check_positive("sigma_data", sigma_data)
 
     def coefficients(self, level: Level) -> Coefficients:
+        _refuse_pure_noise(self, level)
         s, sd = level.sigma_ve, self.sigma_data
         norm = np.hypot(s, sd)
         # The network lives in VE terms: u = x / alpha.

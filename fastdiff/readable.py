@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from . import ops
 from .denoiser import TensorEngine
@@ -107,7 +108,7 @@ def _one_at_a_time(sampler: Sampler, request: Request) -> Tensor:
             shape=torch.Size([1, *request.shape[1:]]),
             seeds=only(request.seeds, b),
             x_init=only(request.x_init, b),
-            cond={name: only(value, b) for name, value in request.cond.items()},
+            cond=pytree.tree_map(lambda value: only(value, b), request.cond),
             rows=1,
             noise=None if noise is None else lambda draw, step: only(noise(draw, step), b),
             report=lambda *report: seen.append(report),

@@ -211,19 +211,17 @@ class Sampler:
 
     def denoiser(self, engine: Any, levels: Levels) -> Denoiser:
         """What the solver sees of the model."""
-        scales = epsilon_scales(self.epsilon_scale, levels.steps)
-        if self.solver is ddim_inversion:  # it visits the levels from the cleanest up
-            scales.reverse()
         return Denoiser(
             engine,
             self.prediction,
             levels,
-            scales,
+            epsilon_scales(self.epsilon_scale, levels.steps),
             self.epsilon_scale_mode,
             self.guidance,
             self.guidance_scale,
             self.denoised_fn,
             self.clip,
+            upwards=self.solver is ddim_inversion,
         )
 
     def _executor(self, **kind: bool) -> Executor:

@@ -105,8 +105,11 @@ class Chosen(NDArrayOperatorsMixin):
 
     __bool__ = __float__ = __int__ = _unknown
 
+    def __format__(self, form: str) -> str:
+        return f"one of {', '.join(format(v, form) for v in self.values[:4])}{', ...' if len(self.values) > 4 else ''}"
+
     def __repr__(self) -> str:
-        return f"one of {', '.join(f'{v:.4g}' for v in self.values[:4])}{', ...' if len(self.values) > 4 else ''}"
+        return f"{self:.4g}"
 
 
 Number = float | Chosen
@@ -183,10 +186,7 @@ class Combination:
         return self * 1.0
 
     def __repr__(self) -> str:
-        return " + ".join(
-            f"{c if isinstance(c, Chosen) else format(c, '.4g')} {getattr(atom, 'name', type(atom).__name__)}"
-            for atom, c in self.terms.items()
-        )
+        return " + ".join(f"{c:.4g} {getattr(atom, 'name', type(atom).__name__)}" for atom, c in self.terms.items())
 
     # Everything else a tensor can do would not be linear, or would need its value.
     def __getattr__(self, attribute: str) -> NoReturn:

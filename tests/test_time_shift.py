@@ -246,3 +246,10 @@ def test_a_sample_of_one_number_has_no_variance():
     with pytest.raises(ValueError, match="at least 2 elements"):
         sampler(solver="time_shift", steps="ddim10", **SHIFTED)((4, 1), seeds=0)
     assert fastdiff.Sampler(lambda x, t: x, process=PROCESS, solver="f_pndm", steps=5)((4, 1), seeds=0).shape == (4, 1)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[3]], ids=lambda v: v.get("rule", "paper"))
+def test_no_samples_at_all(variant, route):
+    sampler = Sampler(biased, process=PROCESS, prediction="eps", **SHIFTED, **variant, **route)
+    assert sampler((0, 3, 4, 4), seeds=0).shape == (0, 3, 4, 4)

@@ -126,8 +126,11 @@ class GraphCache:
         """(the work, the state of the model and of whatever else is called, the weights)."""
         called = request.called
         given, more = layout(request.cond, executor.device)
+        for gives in request.gives:  # a null conditioning's tensors are read in place
+            fixed, functions = layout(gives, executor.device)
+            given, more = (given, fixed), [*more, gives, *functions]
         tensors, state = weights([*called, *executor.functions, *more])
-        run = executor.structure, tuple(request.shape), request.x_init is None, tuple(map(Same, called))
+        run = executor.structure, tuple(request.shape), request.x_init is None, tuple(map(Same, called)), request.kinds
         return (scope, run, given, flags(executor.device)), state, tensors
 
     def _miss(

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import check_finite
+from ..errors import check_choice, check_finite
 from .classifier import ClassifierGuidance
 from .contrast import AutoGuidance, ClassifierFree
 from .discriminator import Boosting, DiscriminatorGuidance
@@ -34,7 +34,7 @@ def guidance_terms(
 
     Raises:
         TypeError: a term that is not callable.
-        ValueError: another number of weights than terms, or a weight that is not finite.
+        ValueError: another number of weights than terms, a weight that is not finite, or an unknown rule.
     """
     terms: list[Any] = [] if guidance is None else list(guidance) if isinstance(guidance, Sequence) else [guidance]
     for term in terms:
@@ -44,6 +44,9 @@ def guidance_terms(
     if len(scales) != len(terms):
         raise ValueError(f"guidance_scale must have one weight per guidance term ({len(terms)}), got {len(scales)}")
     wrapped = [term if isinstance(term, (Gradient, Contrast)) else Plain(term) for term in terms]
+    for term in wrapped:
+        if isinstance(term, Gradient):
+            check_choice("rule", term.rule, ("x0", "clipped", "mean"))
     return wrapped, [check_finite("guidance_scale", s) for s in scales]
 
 

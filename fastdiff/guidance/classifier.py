@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import check_choice
 from ..ops import DTYPES
+from ..symbols import each
 from .autograd import gradient_of, ordinary
 from .term import Gradient, GradientCall, Position, Weight, checked_weight, weight_at
 from .vp import input_scale, tau_of_sigma
@@ -55,7 +56,7 @@ class ClassifierGuidance(Gradient):
 
     def call(self, at: Position) -> GradientCall | None:
         weight = weight_at("scale", self.scale, at)
-        if weight == 0.0:
+        if not any(each(weight)):
             return None
         if self.space == "process":
             return GradientCall(weight, told=(at.level.time,))
@@ -64,13 +65,12 @@ class ClassifierGuidance(Gradient):
     def gradient(
         self, y: Tensor, told: Sequence[Tensor], how: Hashable, memory: dict[str, Tensor], cond: dict[str, Any]
     ) -> Tensor:
-        labels = ordinary(cond.get("labels"))
-        if labels is None:
+        if cond.get("labels") is None:
             raise ValueError("labels must be given to a sampler with classifier guidance")
-        classes = labels.argmax(1) if labels.ndim == 2 else labels
-        time = ordinary(told[0])
 
-        def potential(leaf: Tensor) -> Tensor:
+        def potential(leaf: Tensor) -> Tensor:  # runs outside inference mode
+            labels, time = map(ordinary, (cond["labels"], told[0]))
+            classes = labels.argmax(1) if labels.ndim == 2 else labels
             logits = self.classifier(leaf, time)
             return torch.log_softmax(logits, dim=-1).gather(1, classes[:, None])[:, 0]
 

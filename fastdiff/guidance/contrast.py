@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from ..errors import check_finite
 from ..prediction import Prediction, get_prediction
-from ..symbols import each
-from .term import Contrast, Position, Weight, checked_weight, weight_at
+from ..process import Level
+from ..symbols import Number
+from .term import Contrast, Position, Weight, at_each, checked_weight, weight_at
 
 
 class _Interval(Contrast):
@@ -30,10 +32,13 @@ class _Interval(Contrast):
                 raise ValueError(f"interval must be (lo, hi) with lo < hi, got {interval!r}")
             self.interval = lo, hi
 
-    def weight(self, at: Position) -> float:
+    def weight(self, at: Position) -> Number:
         lo, hi = self.interval
-        inside = any(lo < s <= hi for s in each(at.level.sigma_ve))
-        return weight_at("scale", self.scale, at) if inside else 1.0
+
+        def inside(level: Level) -> Any:
+            return weight_at("scale", self.scale, replace(at, level=level)) if lo < level.sigma_ve <= hi else 1.0
+
+        return at_each(inside, at.level)
 
 
 class ClassifierFree(_Interval):
@@ -47,7 +52,8 @@ class ClassifierFree(_Interval):
             tensors where the other does.
         interval: (lo, hi): guided where lo < sigma <= hi, in VE terms (Kynkaanniemi et al. 2024).
         rescale: phi of Lin et al. 2024, Sec. 3.4: the guided output gets that share of the standard deviation of the
-            conditional one back. Not linear, so it costs a few PyTorch operations beside the launch.
+            conditional one back, over all elements of a sample. Not linear, so it costs a few PyTorch operations beside
+            the launch.
     """
 
     def __init__(
@@ -62,8 +68,8 @@ class ClassifierFree(_Interval):
         super().__init__(scale, interval)
         if null is not None and not isinstance(null, Mapping) and not callable(null):
             raise TypeError(f"null must be a dict of keyword arguments or a function of cond, got {null!r}")
-        self.null = {"labels": None} if null is None else null
-        self.called = null if callable(null) else None
+        self.null = null if callable(null) else {"labels": None} if null is None else dict(null)
+        self.called, self.gives = (self.null, None) if callable(self.null) else (None, self.null)
         self.batched = bool(batched)
         self.rescale = check_finite("rescale", rescale)
         if not 0.0 <= self.rescale <= 1.0:
@@ -72,6 +78,8 @@ class ClassifierFree(_Interval):
     @staticmethod
     def mix(output: Tensor, opinion: Tensor, w: Tensor, phi: Tensor) -> Tensor:
         """Guided, with a share phi of the output's own standard deviation."""
+        if math.prod(output.shape[1:]) < 2:
+            raise ValueError(f"rescale must be 0 for samples of one element, got an output of shape {[*output.shape]}")
         shape = (-1, *(1,) * (output.ndim - 1))
         own, w, phi = output.to(w.dtype), w.view(shape), phi.view(shape)
         guided = opinion + w * (own - opinion)

@@ -126,7 +126,7 @@ class DiscriminatorGuidance(Gradient):
         s = at.level.sigma_ve
         tau = tau_of_sigma(s)
         inside = [self.time_min <= t <= self.time_max for t in each(tau)]
-        if weight == 0.0 or not any(inside):
+        if not any(each(weight)) or not any(inside):
             return None
         switch: Number = 1.0 if all(inside) else Chosen([float(yes) for yes in inside], tau.rows)
         window = None
@@ -154,8 +154,8 @@ class DiscriminatorGuidance(Gradient):
         with torch.inference_mode(False):
             tau, inside = (number.to(torch.promote_types(y.dtype, torch.float32)) for number in map(ordinary, told))
             if how.window is not None:  # the official rule: the smallest time of the batch decides for all
-                least = told[1].amin()
-                inside = ((least >= how.window[0]) & (least <= how.window[1])).to(tau.dtype).expand_as(tau)
+                official = (told[1] >= how.window[0]).all() & (told[1] <= how.window[1]).any()
+                inside = official.to(tau.dtype).expand_as(tau)
 
         def potential(leaf: Tensor) -> Tensor:
             labels = ordinary(cond.get("labels"))
@@ -176,7 +176,7 @@ def _log_ratio(
     if not isinstance(out, Tensor) or out.shape not in (y.shape[:1], (*y.shape[:1], 1)):
         came = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"discriminator must return one {output} per sample, [{len(y)}] or [{len(y)}, 1], got {came}")
-    out = out.reshape(-1)
+    out = out.reshape(-1).to(torch.promote_types(out.dtype, torch.float32))  # in bfloat16 1 - clip is 1
     if output == "probability":
         p = out.clamp(clip, 1 - clip)
         return torch.log(p / (1 - p))

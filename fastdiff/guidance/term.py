@@ -10,7 +10,7 @@ where the level is known, and receives as tensors with one number per sample. So
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import check_finite
 from ..process import Level
-from ..symbols import Number
+from ..symbols import Chosen, Number, chosen_by, each
 
 Weight = float | Sequence[float] | Callable[[Level], float]
 """One number, one per step in sampling order, or a function of the level."""
@@ -55,7 +55,7 @@ class GradientCall:
 
 
 class Gradient:
-    """A term whose gradient is added.
+    """A term whose gradient is added; nothing is where alpha = 0, for there the state says nothing of x_0.
 
     Attributes:
         called: the user's network or function, which CUDA graphs watch.
@@ -95,6 +95,7 @@ class Contrast:
         prediction: how `called`'s output is read; None: as the sampler's.
         batched: one call of the network on twice the batch gives both outputs.
         rescale: see `ClassifierFree`.
+        gives: values that the network gets from the term, which CUDA graphs watch like `called`.
     """
 
     called: Callable[..., Any] | None = None
@@ -102,13 +103,14 @@ class Contrast:
     batched: bool = False
     rescale: float = 0.0
     keeps: str | None = None
+    gives: Mapping[str, Any] | None = None
 
     @staticmethod
     def mix(output: Tensor, opinion: Tensor, w: Tensor, phi: Tensor) -> Tensor:
         """The pushed output, for terms with `rescale`."""
         raise NotImplementedError
 
-    def weight(self, at: Position) -> float:
+    def weight(self, at: Position) -> Number:
         """w at an evaluation; 1 leaves it unguided, and nothing is called."""
         raise NotImplementedError
 
@@ -145,19 +147,28 @@ def checked_weight(name: str, weight: Weight) -> Weight:
     """A weight whose numbers are finite."""
     if callable(weight):
         return weight
-    if isinstance(weight, (Sequence, np.ndarray)) and not isinstance(weight, str):
-        return [check_finite(name, w) for w in weight]
+    if getattr(weight, "ndim", 0) or (isinstance(weight, Sequence) and not isinstance(weight, str)):
+        return [check_finite(name, w) for w in weight]  # type: ignore[union-attr]
     return check_finite(name, weight)
 
 
-def weight_at(name: str, weight: Weight, at: Position) -> float:
-    """The number that a weight is at an evaluation.
+def at_each(function: Callable[[Level], float], level: Level) -> Number:
+    """function(level); where samples choose among levels, one number for each candidate."""
+    rows = next(iter(chosen_by(level)), None)
+    if rows is None:
+        return function(level)
+    values = [function(Level(*map(float, one))) for one in zip(*np.broadcast_arrays(*map(each, level)))]
+    return values[0] if len(set(values)) == 1 else Chosen(values, rows)
+
+
+def weight_at(name: str, weight: Weight, at: Position) -> Number:
+    """The number that a weight is at an evaluation; a function never sees but one level at a time.
 
     Raises:
-        ValueError: a list of another length than the steps.
+        ValueError: a list of another length than the steps, or a function's value that is not finite.
     """
     if callable(weight):
-        return float(weight(at.level))
+        return at_each(lambda level: check_finite(name, weight(level)), at.level)
     if isinstance(weight, Sequence):
         if len(weight) != at.steps:
             raise ValueError(f"{name} must have one entry per step ({at.steps}), got {len(weight)}")

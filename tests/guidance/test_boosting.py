@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastdiff import Sampler
-from fastdiff.guidance import Boosting, DiscriminatorGuidance, vp
+from fastdiff.guidance import AutoGuidance, Boosting, DiscriminatorGuidance, vp
 from fastdiff.ops import native
 
 from ..conformance import dg_loop
@@ -325,3 +325,42 @@ def test_boosting_on_every_process(name):
     assert not torch.allclose(runs[1.0][0], runs[3.0][0], atol=1e-6)
     plain = Sampler(net, **{**options, "guidance": DiscriminatorGuidance(judge, 0.1, **everywhere)})
     assert torch.equal(runs[1.0][1], plain(shape, seeds=seeds)) == (name in ("ddim", "ddpm")), "they do not churn"
+
+
+@pytest.mark.parametrize("route", ROUTE_PARAMS)
+def test_functions_of_the_level_see_each_samples_own(route):
+    """A weight by comparison and an interval: as in a plain loop, each sample is weighted by the level it is at."""
+    shape, judge = (8, 5), Judge(5, gain=2.0, shift=1.0)
+    boosting = Boosting(period=1, churn=20.0, factor=1.0)
+
+    def weight(level):
+        assert isinstance(level.sigma, float)
+        return 0.3 if 0.5 < level.sigma < 5.0 else 0.1
+
+    terms = [
+        DiscriminatorGuidance(judge, weight, weight, boosting=boosting, time_min=0.0),
+        AutoGuidance(lambda x, t: 0.3 * x.tanh(), weight, interval=(0.3, 4.5)),
+    ]
+    options = {"guidance": terms, "steps": 9, "dtype": torch.float64}
+    net = lambda x, t: 0.5 * x.tanh()  # noqa: E731
+    run = Sampler(net, **options, **ROUTES[route])(shape, seeds=0)
+    alone = [Sampler(net, **options, **ROUTES["readable"])((1, 5), seeds=[k]) for k in range(8)]
+    torch.testing.assert_close(run, torch.cat(alone), rtol=1e-9, atol=1e-9)
+    apart = Sampler(net, **{**options, "guidance": terms[1]}, compiled=False)(shape, seeds=0)
+    assert not run.equal(apart)
+
+
+@pytest.mark.parametrize("window", [False, True])
+@pytest.mark.parametrize("route", ROUTE_PARAMS)
+def test_no_samples_at_all(route, window):
+    term = DiscriminatorGuidance(Judge(5), boosting=Boosting(period=2), time_min=0.3, batch_window=window)
+    assert Sampler(lambda x, t: 0.5 * x, steps=7, guidance=term, **ROUTES[route])((0, 5), seeds=0).shape == (0, 5)
+
+
+def test_churned_levels_are_between_no_two_of_the_chain():
+    """One clear error, with one level for all samples or several."""
+    term = DiscriminatorGuidance(Judge(5), 0.1, boosting=Boosting(period=2), time_min=0.0, time_max=2.0)
+    options = {"process": "vp", "prediction": "previous_x", "solver": "euler", "steps": "9"}
+    for more in ({"guidance": term}, {"S_churn": 4.0}):
+        with pytest.raises(ValueError, match=r"previous_x.*leave out churn"):
+            Sampler(lambda x, t: 0.9 * x, **options, **more)

@@ -226,6 +226,40 @@ def test_the_rule_for_the_mean_needs_a_mean(solver):
         Sampler(nothing, process=VP, solver=solver, steps="5", guidance=ClassifierGuidance(nothing, rule="mean"))
 
 
+@pytest.mark.parametrize("labels", [LABELS, torch.eye(3)[LABELS]], ids=["classes", "one-hot rows"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_in_inference_mode(route, labels):
+    sampler = Sampler(
+        nothing, steps=3, guidance=ClassifierGuidance(Classes().classifier, shared=False), **ROUTES[route]
+    )
+    want = sampler((4, 3), seeds=0, labels=LABELS)
+    with torch.inference_mode():
+        assert sampler((4, 3), seeds=0, labels=labels.clone()).equal(want)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("space", ["process", "vp"])
+@pytest.mark.parametrize("rule", ["x0", "eps"])
+def test_pure_noise_is_not_guided(rule, space, route):
+    """At alpha = 0 the state says nothing of x_0, so every density's gradient there is 0."""
+    process, asked = fastdiff.VP([0.1] * 9 + [1.0]), []
+
+    def classifier(x, t):
+        asked.append(float(t[0]))
+        return x[:, :3]
+
+    options = {"process": process, "prediction": "v", "solver": "ddim", **ROUTES[route]}
+    term = ClassifierGuidance(classifier, rule=rule, space=space, shared=False)
+    final = Sampler(lambda x, t: 0.1 * x, guidance=term, **options)((4, 3), seeds=0, labels=LABELS)
+    assert final.isfinite().all() and len(asked) == 9
+
+
+@pytest.mark.parametrize("options", [{"prediction": "edm"}, {"prediction": "v", "epsilon_scale": 1.01}], ids=str)
+def test_what_pure_noise_cannot_have(options):
+    with pytest.raises(ValueError, match=r"alpha = 0 \(zero terminal SNR\)"):
+        Sampler(lambda x, t: 0.1 * x, process=fastdiff.VP([0.1] * 9 + [1.0]), solver="ddim", **options)
+
+
 def test_labels_are_needed():
     sampler = Sampler(nothing, steps=3, guidance=ClassifierGuidance(Classes().classifier))
     with pytest.raises(ValueError, match="labels must be given"):

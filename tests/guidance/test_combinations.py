@@ -9,7 +9,15 @@ import torch
 
 import fastdiff
 from fastdiff import Sampler
-from fastdiff.guidance import AutoGuidance, Boosting, ClassifierFree, ClassifierGuidance, DiscriminatorGuidance, vp
+from fastdiff.guidance import (
+    AutoGuidance,
+    Boosting,
+    ClassifierFree,
+    ClassifierGuidance,
+    DiscriminatorGuidance,
+    Gradient,
+    vp,
+)
 
 from .toys import ROUTE_PARAMS, ROUTES, SETTINGS, Classes, DensityRatio, Gaussian, Judge, predicted, pushed, states
 
@@ -208,4 +216,42 @@ def test_one_weight_for_each_term(scale):
 @pytest.mark.parametrize("term", [3, "discriminator", [None]])
 def test_terms_must_be_callable(term):
     with pytest.raises(TypeError, match="guidance must be callable"):
+        Sampler(Gaussian(0.1, 0.5), guidance=term)
+
+
+def test_lists_of_weights_begin_at_the_noisiest_step_of_an_inversion_too():
+    """Like lambda's: entry i is for the level at which sampling makes step i."""
+    seen = []
+
+    def disc(y, tau, labels):
+        seen.append(float(tau[0]))
+        return y.flatten(1).sum(1)
+
+    term = DiscriminatorGuidance(disc, [1.0, 0.0, 0.0, 0.0], time_max=2.0)
+    options = {"process": "vp", "prediction": "x0", "steps": 4, "guidance": term}
+    net = Gaussian(0.1, 0.5, fastdiff.VP.linear())
+    Sampler(net, solver="ddim", **options)((2, 3), seeds=0)
+    Sampler(net, solver="ddim_inversion", terminal=True, **options)((2, 3), x_init=torch.zeros(2, 3))
+    assert len(seen) == 2 and seen[0] == seen[1]
+
+
+def test_epsilon_scale_of_first_evaluations_is_not_applied_again_in_later_ones():
+    term = ClassifierGuidance(Classes().classifier, 0.0, rule="eps", scaled_again=True, shared=False)
+    called = ClassifierGuidance(lambda x, t: 0.0 * x, 1.0, rule="eps", scaled_again=True, shared=False)
+    options = {"sigmas": [3.0, 1.0, 0.5], "dtype": torch.float64}
+    x, net = torch.ones(2, 3, dtype=torch.float64), Gaussian(0.1, 0.5)
+    arguments = {"epsilon_scale": [1.1, 1.0], "epsilon_scale_mode": "first", **options}
+    got = Sampler(net, guidance=called, **arguments)((2, 3), x_init=x, labels=1)
+    twice = {**arguments, "epsilon_scale": [1.21, 1.0], "guidance": term}
+    torch.testing.assert_close(got, Sampler(net, **twice)((2, 3), x_init=x, labels=1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["eps", "X0"])
+def test_a_rule_nobody_knows(rule):
+    class Term(Gradient):
+        pass
+
+    term = Term()
+    term.rule = rule
+    with pytest.raises(ValueError, match="rule must be one of x0, clipped, mean"):
         Sampler(Gaussian(0.1, 0.5), guidance=term)

@@ -7,9 +7,9 @@ import torch
 
 import fastdiff
 from fastdiff import Sampler
-from fastdiff.guidance import AutoGuidance, ClassifierFree
+from fastdiff.guidance import AutoGuidance, ClassifierFree, ClassifierGuidance
 
-from .toys import ROUTE_PARAMS, SETTINGS, SHAPES, Gaussian, column, nothing, predicted, states
+from .toys import ROUTE_PARAMS, SETTINGS, SHAPES, Classes, Gaussian, column, nothing, predicted, states
 
 LABELS = torch.tensor([2, 0, 1, 2])
 SHAPE = (4, 3, 2, 2)
@@ -264,6 +264,75 @@ def test_ancestral_sampling_from_the_guided_mean(prediction):
 
     want = Sampler(by_hand, **options)(SHAPE, seeds=0, labels=LABELS)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("route", ROUTE_PARAMS)
+def test_a_rescaled_term_beside_others(route):
+    """Every term's push is its own: what rescaling changes of one is added to what the others do, in any order."""
+    setting, net, bad = SETTINGS["edm"], Counted(), Gaussian(0.0, 0.9)
+    x = states(setting, SHAPE)
+    terms = [AutoGuidance(bad, 1.5), ClassifierFree(3.0, null={"labels": 3}, rescale=0.7)]
+    options = {"model": net, "labels": LABELS}
+    alone = [predicted(setting, x, term, route, **options) for term in terms]
+    want = sum(alone) - predicted(setting, x, None, route, **options)
+    for order in (terms, terms[::-1]):
+        torch.testing.assert_close(predicted(setting, x, order, route, **options), want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_samples_of_one_element_have_no_deviation(shape):
+    sampler = Sampler(Counted(), steps=2, guidance=ClassifierFree(2.0, null={"labels": 3}, rescale=0.5))
+    with pytest.raises(ValueError, match="rescale must be 0 for samples of one element"):
+        sampler(shape, seeds=0, labels=LABELS[:3])
+
+
+def test_second_opinions_get_the_networks_conditioning():
+    """What a term keeps for itself no call of a network receives."""
+    seen = []
+
+    def net(x, t, **cond):
+        seen.append(sorted(cond))
+        return 0.1 * x
+
+    terms = [
+        ClassifierGuidance(Classes().classifier, shared=False),
+        ClassifierFree(2.0, null={"text": 0.0}),
+        AutoGuidance(net, 2.0),
+    ]
+    cond = {"labels": LABELS[:3], "text": torch.ones(3)}
+    Sampler(net, steps=2, solver="euler", guidance=terms)((3, 3), seeds=0, cond=cond)
+    assert seen == [["text"]] * 6
+
+
+def test_a_guide_with_another_prediction_moves_the_mean():
+    """Where the mean is the network's own output, a push that is not in that output is added to it."""
+    options = {"process": fastdiff.VP.linear(50), "prediction": "previous_x", "solver": "ddpm", "dtype": torch.float64}
+    net = lambda x, t: 0.9 * x  # noqa: E731
+    plain, guided = (
+        Sampler(net, guidance=term, **options)((3, 6), seeds=0)
+        for term in (None, AutoGuidance(lambda x, t: 0.1 * x, 1.5, prediction="x0"))
+    )
+    assert not guided.equal(plain)
+
+
+@pytest.mark.filterwarnings("error:.*:RuntimeWarning")
+def test_a_graph_is_for_its_null_and_for_who_gets_the_labels(graphs):
+    """Samplers that share graphs and differ in what the network gets of their terms do different work."""
+
+    def judge(x, t):
+        return x.flatten(1)[:, :4]
+
+    tensors = [torch.full((2,), k, device=graphs.device) for k in (1, 2)]
+    terms = [ClassifierFree(2.0, null={"labels": null}) for null in (None, 1, 3, *tensors)]
+    terms += [ClassifierGuidance(judge, 3.0, shared=shared) for shared in (True, False)]
+    first = graphs.sampler(guidance=terms[0])
+    for term in terms:
+        sampler = first.replace(guidance=term)
+        eager = first.replace(guidance=term, graph="off")(2, seeds=0, labels=[0, 1])
+        assert sampler(2, seeds=0, labels=[0, 1]).equal(eager) and sampler(2, seeds=3, labels=[0, 1]).isfinite().all()
+    assert first.stats().captures == len(terms)
+    again = first.replace(guidance=ClassifierFree(3.0, null={"labels": 3}))  # another weight
+    assert again(2, seeds=0, labels=[0, 1]).isfinite().all() and first.stats().captures == len(terms)
 
 
 REFUSED = [

@@ -303,3 +303,31 @@ def test_refused_boosting(field, value):
 def test_a_list_of_weights_has_an_entry_for_every_step(weights):
     with pytest.raises(ValueError, match="w_1st must have one entry per step"):
         Sampler(nothing, steps=4, guidance=DiscriminatorGuidance(Judge(3), weights))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_probability_in_bfloat16(route):
+    """There 1 - 1e-5 is 1; a probability of 1 is clipped all the same, so its gradient is 0 and not NaN."""
+
+    def disc(y, tau, labels):
+        return (y.flatten(1).sum(1) * 20).sigmoid()
+
+    term = DiscriminatorGuidance(disc, output="probability", dtype=torch.bfloat16)
+    assert predicted(SETTINGS["edm"], torch.tensor([[4.0, 3.0], [0.0, 0.0]]), term, route).isfinite().all()
+
+
+@pytest.mark.parametrize("weights", [np.linspace(0.5, 2.0, 4), torch.linspace(0.5, 2.0, 4, dtype=torch.float64)])
+def test_weights_from_arrays(weights):
+    options = {"steps": 4, "dtype": torch.float64}
+    got, want = (
+        Sampler(Gaussian(0.1, 0.5), guidance=DiscriminatorGuidance(Judge(6), w), **options)((3, 6), seeds=0)
+        for w in (weights, weights.tolist())
+    )
+    assert got.equal(want)
+    one = DiscriminatorGuidance(Judge(6), np.array(1.5)).w_1st
+    assert one == 1.5 and isinstance(one, float)
+
+
+def test_a_function_that_returns_nan():
+    with pytest.raises(ValueError, match="w_1st must be finite, got nan"):
+        Sampler(Gaussian(0.1, 0.5), guidance=DiscriminatorGuidance(Judge(6), lambda level: float("nan")))
