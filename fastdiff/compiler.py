@@ -8,13 +8,13 @@ the host, in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
-from itertools import permutations
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .launchable import Launchable, key_of, merge, powers
 from .ops.reference_ops import MAX_DRAWS, MAX_INPUTS, MAX_OUTPUTS
 from .plan import Call, Launch, Output, Plan
 from .symbols import (
@@ -33,9 +33,6 @@ from .symbols import (
 )
 from .trace import Evaluate, Event, Guide, Report, Trace
 
-_DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside the largest are rounding of an exact 0
-_MODERATE = 8.0  # of coefficients: beside larger ones the order of a sum shows in its rounding
-
 
 def compile_plan(trace: Trace, network_is_state: bool = True) -> Plan:
     """Compile a recorded run.
@@ -48,29 +45,6 @@ def compile_plan(trace: Trace, network_is_state: bool = True) -> Plan:
         NotImplementedError: a value needs more than 8 tensors or 2 draws.
     """
     return _Compiler(trace, network_is_state).compile()
-
-
-def _merge(into: dict, terms: dict, factor: float) -> None:
-    for key, value in terms.items():
-        into[key] = into.get(key, 0.0) + factor * value
-
-
-class _Launchable:
-    """An output written out over what a launch can read: buffers and draws, one clipped value, one or two scaled."""
-
-    def __init__(self) -> None:
-        self.linear: dict[Atom, Number] = {}
-        self.nonlinear: dict[Clip | Scaled, Number] = {}
-
-    def cleaned(self) -> _Launchable:
-        largest = max(map(_size, [*self.linear.values(), *self.nonlinear.values()]), default=0.0)
-        self.linear = {a: c for a, c in self.linear.items() if _size(c) > _DUST * largest}
-        self.nonlinear = {a: c for a, c in self.nonlinear.items() if _size(c) > _DUST * largest}
-        return self
-
-    def choices(self) -> dict[Buffer, None]:
-        """The choices that the coefficients depend on."""
-        return chosen_by([*self.linear.values(), *self.nonlinear.values()])
 
 
 class _Compiler:
@@ -110,17 +84,17 @@ class _Compiler:
 
     # -- writing a value over what is in memory in a gap ------------------------------------------------------------
 
-    def _expand(self, value: Combination, gap: int) -> _Launchable:
-        out = _Launchable()
+    def _expand(self, value: Combination, gap: int) -> Launchable:
+        out = Launchable()
         for atom, c in value.terms.items():
             if isinstance(atom, (Buffer, Draw)) or self.birth[atom] < gap or atom in self.slots:
-                _merge(out.linear, {atom: c}, 1.0)
+                merge(out.linear, {atom: c}, 1.0)
             elif isinstance(atom, Point):
                 inner = self._expand(atom.value, gap)
-                _merge(out.linear, inner.linear, c)
-                _merge(out.nonlinear, inner.nonlinear, c)
+                merge(out.linear, inner.linear, c)
+                merge(out.nonlinear, inner.nonlinear, c)
             else:
-                _merge(out.nonlinear, {atom: c}, 1.0)
+                merge(out.nonlinear, {atom: c}, 1.0)
         return out.cleaned()
 
     def _reads(self, value: Combination, gap: int) -> set[Atom]:
@@ -176,7 +150,7 @@ class _Compiler:
             single = _single(value)
             if single is not None and cast is None and (single in self.slots or isinstance(single, Buffer)):
                 return self._slot(single)
-            key = cast, frozenset((atom, _key(c)) for atom, c in value.terms.items())
+            key = cast, frozenset((atom, key_of(c)) for atom, c in value.terms.items())
             if key not in promised:
                 dtype = None if cast is True else cast
                 promised[key] = Output(self._new_slot(name), name, cast is True, observed, dtype), value
@@ -215,7 +189,7 @@ class _Compiler:
         return Call(event, slots, self._slot(event.output), rows=rows)  # type: ignore[attr-defined]
 
     def _emit_launches(self, gap: int, wanted: Sequence[tuple[Output, Combination]]) -> None:
-        batch: list[tuple[Output, _Launchable]] = []
+        batch: list[tuple[Output, Launchable]] = []
         for output, value in wanted:
             expanded = self._narrowed(output, self._written_out(output, value, gap))
             if batch and not self._fits([*batch, (output, expanded)]):
@@ -225,7 +199,7 @@ class _Compiler:
         if batch:
             self.plan.items.append(self._launch(batch))
 
-    def _narrowed(self, output: Output, expanded: _Launchable) -> _Launchable:
+    def _narrowed(self, output: Output, expanded: Launchable) -> Launchable:
         """A value of more tensors or draws than a launch takes, with partial sums written to memory first."""
         while not self._fits([(output, expanded)]):
             terms = expanded.linear
@@ -236,18 +210,18 @@ class _Compiler:
                     f"the value {output.name!r} clips or scales a sum of more than {MAX_INPUTS} tensors or {MAX_DRAWS} "
                     "draws; yield or evaluate at an intermediate value so that it is written to memory"
                 )
-            partial, first = Buffer("partial sum"), _Launchable()
+            partial, first = Buffer("partial sum"), Launchable()
             self.slots[partial] = self._new_slot(partial.name)
             first.linear = {atom: terms.pop(atom) for atom in part}
             self.plan.items.append(self._launch([(Output(self.slots[partial], partial.name, False), first)]))
             expanded.linear = {partial: 1.0, **terms}
         return expanded
 
-    def _written_out(self, output: Output, value: Combination, gap: int) -> _Launchable:
+    def _written_out(self, output: Output, value: Combination, gap: int) -> Launchable:
         """Expand; a non-linear value inside another, or a second of a kind that cannot share the first's launch, is
         written by a launch of its own first."""
         expanded = self._expand(value, gap)
-        kept = _Launchable()
+        kept = Launchable()
         kept.linear[Buffer("partial sum")] = 1.0  # the room that the linear terms need at least
         for atom in expanded.nonlinear:
             inner = self._expand(atom.value, gap)
@@ -266,7 +240,7 @@ class _Compiler:
             self._emit_launches(gap, [(Output(slot, _name(atom), False), Combination({atom: 1.0}))])
             self.slots[atom] = slot
 
-    def _columns(self, batch: Sequence[tuple[Output, _Launchable]]) -> tuple[list[Atom], list[Draw], set, set]:
+    def _columns(self, batch: Sequence[tuple[Output, Launchable]]) -> tuple[list[Atom], list[Draw], set, set]:
         """(tensors read, draws made, clips, scaled values) of a launch; nested linear terms included."""
         atoms: dict[Atom, None] = {}
         clips: set[Clip] = set()
@@ -293,12 +267,12 @@ class _Compiler:
     def _inner(self, atom: Clip | Scaled) -> dict[Atom, Number]:
         return self._expand(atom.value, self.birth[atom]).linear
 
-    def _fits(self, batch: Sequence[tuple[Output, _Launchable]]) -> bool:
+    def _fits(self, batch: Sequence[tuple[Output, Launchable]]) -> bool:
         tensors, draws, clips, scaled = self._columns(batch)
         sizes = len(tensors) <= MAX_INPUTS and len(draws) <= MAX_DRAWS and len(batch) <= MAX_OUTPUTS
-        return sizes and len(clips) <= 1 and _powers(scaled) is not None and len(self._choices(batch)) <= 1
+        return sizes and len(clips) <= 1 and powers(scaled) is not None and len(self._choices(batch)) <= 1
 
-    def _choices(self, batch: Sequence[tuple[Output, _Launchable]]) -> dict[Buffer, None]:
+    def _choices(self, batch: Sequence[tuple[Output, Launchable]]) -> dict[Buffer, None]:
         """The choices that a launch's coefficients depend on."""
         found: dict[Buffer, None] = {}
         for _, expanded in batch:
@@ -307,7 +281,7 @@ class _Compiler:
                 found.update(chosen_by(self._inner(atom).values()))
         return found
 
-    def _launch(self, batch: Sequence[tuple[Output, _Launchable]]) -> Launch:
+    def _launch(self, batch: Sequence[tuple[Output, Launchable]]) -> Launch:
         """Lay out the table row: C; then P, lo, hi, c; then a, b, E, D (see fastdiff.ops.combine)."""
         tensors, draws, clips, scaled = self._columns(batch)
         columns = [*tensors, *draws]
@@ -324,7 +298,7 @@ class _Compiler:
                 *(e.nonlinear.get(clip, 0.0) for _, e in batch),
             ]
         variance = None
-        for power, atom in enumerate(_powers(scaled) or ()):
+        for power, atom in enumerate(powers(scaled) or ()):
             if power == 0:
                 variance = self._slot(atom.variance)
                 row += [atom.a, atom.b]
@@ -372,25 +346,6 @@ def _single(value: Combination) -> Atom | None:
     """The atom a combination is exactly equal to, if any."""
     (atom, c), *rest = value.terms.items()
     return atom if not rest and not isinstance(c, Chosen) and c == 1.0 else None
-
-
-def _powers(scaled: Collection[Scaled]) -> Sequence[Scaled] | None:
-    """What one launch multiplies by e = exp(a v + b) and, if there are two, by e^2; None: it cannot."""
-    if len(scaled) <= 1:
-        return list(scaled)
-    if len(scaled) == 2:
-        for first, second in permutations(scaled):
-            if first.variance is second.variance and (second.a, second.b) == (2 * first.a, 2 * first.b):
-                return first, second
-    return None
-
-
-def _size(c: Number) -> float:
-    return max(map(abs, each(c))) if isinstance(c, Chosen) else abs(c)
-
-
-def _key(c: Number) -> Hashable:
-    return (c.rows, c.values.tobytes()) if isinstance(c, Chosen) else c
 
 
 def _table(row: Sequence[Number]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from .denoiser import TensorEngine
 from .executor import Request
 from .process import Level
 from .symbols import NotLinearError
-from .trace import Choose
+from .trace import Choose, Report
 
 if TYPE_CHECKING:
     from .sampler import Sampler
@@ -91,6 +91,13 @@ def _choosing(sampler: Sampler) -> bool:
     return any(isinstance(getattr(item, "event", None), Choose) for item in items)
 
 
+def _levels(sampler: Sampler) -> list[Level | None]:
+    """What an observer is told of the levels: of the start, and where every step began; the grid's, where samples are
+    at several."""
+    events = [getattr(item, "event", None) for item in sampler.plan(observe=True).items]
+    return [event.level for event in events if isinstance(event, Report)]
+
+
 def _one_at_a_time(sampler: Sampler, request: Request) -> Tensor:
     if any(getattr(term, "batch_window", False) for term in request.terms):
         raise ValueError("batch_window must be False for samples that run one at a time (boosting with compiled=False)")
@@ -116,10 +123,10 @@ def _one_at_a_time(sampler: Sampler, request: Request) -> Tensor:
         return run_on_tensors(sampler, one)
 
     final = torch.cat([alone(b) for b in range(batch)])
-    for together in zip(*reports) if request.report is not None else ():
+    for level, *together in zip(_levels(sampler), *reports) if request.report is not None else ():
         states, denoised = ([report[i] for report in together] for i in (2, 3))
         observer: Any = request.report
-        observer(*together[0][:2], torch.cat(states), None if denoised[0] is None else torch.cat(denoised))
+        observer(together[0][0], level, torch.cat(states), None if denoised[0] is None else torch.cat(denoised))
     return final
 
 

@@ -158,7 +158,7 @@ class Sampler:
             and "mean" in [getattr(term, "rule", None) for term in self.guidance]
         ):
             raise ValueError(f"guidance with rule='mean' moves the mean of solver 'ddpm', got solver {solver!r}")
-        self.epsilon_scale = as_scale(epsilon_scale)
+        self.epsilon_scale = self._arguments["epsilon_scale"] = as_scale(epsilon_scale)  # a file may change
         self.epsilon_scale_mode = check_choice("epsilon_scale_mode", epsilon_scale_mode, ("every", "first", "eps"))
         grid = {name: options.pop(name) for name in ("rho", "sigma_min", "sigma_max") if name in options}
         check_options(self.solver, options)

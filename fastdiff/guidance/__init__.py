@@ -9,6 +9,9 @@
 `Sampler(guidance=term or terms, guidance_scale=...)` multiplies each term's own weight. A gradient with weight w adds
 w sigma^2 / alpha * gradient to the predicted x_0, that is w * gradient to the score; the addition is part of the launch
 that follows the network, and no solver knows of it.
+
+A sampler reads a term when it is made. To change one, make another: `sampler.replace(guidance=..., guidance_scale=...)`
+keeps the graphs that still fit.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class ClassifierGuidance(Gradient):
     ):
         if not callable(classifier):
             raise TypeError(f"classifier must be callable (x, t) -> logits, got {classifier!r}")
-        self.called = self.classifier = classifier
+        self.called = classifier
         self.scale = checked_weight("scale", scale)
         self.rule = {"eps": "clipped"}.get(check_choice("rule", rule, ("x0", "mean", "eps")), rule)
         self.space = check_choice("space", space, ("process", "vp"))
@@ -71,7 +71,7 @@ class ClassifierGuidance(Gradient):
         def potential(leaf: Tensor) -> Tensor:  # runs outside inference mode
             labels, time = map(ordinary, (cond["labels"], told[0]))
             classes = labels.argmax(1) if labels.ndim == 2 else labels
-            logits = self.classifier(leaf, time)
+            logits = self.called(leaf, time)
             return torch.log_softmax(logits, dim=-1).gather(1, classes[:, None])[:, 0]
 
-        return gradient_of(potential, y, self.classifier)
+        return gradient_of(potential, y, self.called)

@@ -108,7 +108,7 @@ class DiscriminatorGuidance(Gradient):
             raise TypeError(f"discriminator must be callable (y, tau, labels) -> logit, got {discriminator!r}")
         if boosting is not None and not isinstance(boosting, Boosting):
             raise TypeError(f"boosting must be a fastdiff.guidance.Boosting or None, got {boosting!r}")
-        self.called = self.discriminator = discriminator
+        self.called = discriminator
         self.w_1st, self.w_2nd = checked_weight("w_1st", w_1st), checked_weight("w_2nd", w_2nd)
         self.time = check_choice("time", time, ("vp", "cosine"))
         self.time_min, self.time_max = check_finite("time_min", time_min), check_finite("time_max", time_max)
@@ -145,7 +145,7 @@ class DiscriminatorGuidance(Gradient):
 
     def log_ratio(self, y: Tensor, tau: Tensor, labels: Any = None) -> Tensor:
         """log d / (1 - d) of states in VP terms, clamped: [B]."""
-        return _log_ratio(self.discriminator, self.output, self.clip, y, tau, labels)
+        return _log_ratio(self.called, self.output, self.clip, y, tau, labels)
 
     def gradient(
         self, y: Tensor, told: Sequence[Tensor], how: Hashable, memory: dict[str, Tensor], cond: dict[str, Any]
@@ -159,14 +159,14 @@ class DiscriminatorGuidance(Gradient):
 
         def potential(leaf: Tensor) -> Tensor:
             labels = ordinary(cond.get("labels"))
-            ratio = _log_ratio(self.discriminator, how.output, how.clip, leaf, tau, labels)
+            ratio = _log_ratio(self.called, how.output, how.clip, leaf, tau, labels)
             factor = inside.to(ratio.dtype)
             if how.remember:
                 memory[LOG_RATIO] = torch.where(inside > 0, ratio.detach(), OUTSIDE)
                 factor = factor * torch.where(memory[LOG_RATIO] < 0, how.factor, 1.0).to(ratio.dtype)
             return factor * ratio
 
-        return gradient_of(potential, y, self.discriminator)
+        return gradient_of(potential, y, self.called)
 
 
 def _log_ratio(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -97,3 +98,12 @@ def test_differences_name_what_was_not_calibrated():
 def test_a_row_that_is_not_there():
     with pytest.raises(KeyError, match="was not scored"):
         calibration().row(0.3)
+
+
+def test_a_sampler_reads_the_file_once(tmp_path):
+    """A copy, or the same sampler with another argument, has the lambda of the first, whatever is saved meanwhile."""
+    path = tmp_path / "lambda.json"
+    calibration(1.05).save(path)
+    sampler = fastdiff.Sampler(lambda x, t: 0.5 * x, steps=3, epsilon_scale=path)
+    path.unlink()
+    assert sampler.replace(guidance_scale=2.0).epsilon_scale == copy.deepcopy(sampler).epsilon_scale == 1.05

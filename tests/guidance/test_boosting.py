@@ -295,6 +295,16 @@ def test_a_callback_of_a_boosted_run():
     assert [step for step, _ in seen] == list(range(6))
 
 
+@pytest.mark.parametrize("route", COMPILED)
+def test_a_callback_is_told_the_same_levels_on_every_route(route):
+    """Where samples are at several levels, that of the grid."""
+    wanted, seen = splitting("time_max"), {}
+    for name in (route, "readable"):
+        levels = seen[name] = []
+        wanted.sampler(name)((6, 5), seeds=0, callback=lambda info, levels=levels: levels.append(info.level))
+    assert seen[route] == seen["readable"] and len(seen[route]) == 6
+
+
 VP = {"process": "vp", "prediction": "x0"}
 PROCESSES = {
     "ve": {"process": "ve", "steps": 7, "S_churn": 2.0},

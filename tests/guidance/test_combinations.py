@@ -255,3 +255,15 @@ def test_a_rule_nobody_knows(rule):
     term.rule = rule
     with pytest.raises(ValueError, match="rule must be one of x0, clipped, mean"):
         Sampler(Gaussian(0.1, 0.5), guidance=term)
+
+
+def test_a_network_of_a_term_that_is_exchanged_is_another_graph(graphs):
+    """A term has one place for what it calls, which graphs watch."""
+    judges = [Judge(48, seed=seed).to(graphs.device) for seed in (0, 1)]
+    term = DiscriminatorGuidance(judges[0])
+    sampler = graphs.sampler(guidance=term)
+    first = sampler(2, seeds=0)
+    term.called = judges[1]
+    second = sampler(2, seeds=0)
+    assert not second.equal(first) and sampler.stats().captures == 2
+    assert second.equal(sampler.replace(graph="off")(2, seeds=0))

@@ -1,0 +1,58 @@
+"""A value written out over what one launch of the kernel can read and make."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+from itertools import permutations
+
+import numpy as np
+
+from .symbols import Atom, Buffer, Chosen, Clip, Number, Scaled, chosen_by, each
+
+_DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside the largest are rounding of an exact 0
+
+
+def merge(into: dict, terms: dict, factor: float) -> None:
+    """into += factor * terms."""
+    for atom, value in terms.items():
+        into[atom] = into.get(atom, 0.0) + factor * value
+
+
+class Launchable:
+    """An output written out over what a launch can read: buffers and draws, one clipped value, one or two scaled."""
+
+    def __init__(self) -> None:
+        self.linear: dict[Atom, Number] = {}
+        self.nonlinear: dict[Clip | Scaled, Number] = {}
+
+    def cleaned(self) -> Launchable:
+        """Without coefficients that are rounding of 0."""
+        largest = max(map(size, [*self.linear.values(), *self.nonlinear.values()]), default=0.0)
+        self.linear = {a: c for a, c in self.linear.items() if size(c) > _DUST * largest}
+        self.nonlinear = {a: c for a, c in self.nonlinear.items() if size(c) > _DUST * largest}
+        return self
+
+    def choices(self) -> dict[Buffer, None]:
+        """The choices that the coefficients depend on."""
+        return chosen_by([*self.linear.values(), *self.nonlinear.values()])
+
+
+def powers(scaled: Collection[Scaled]) -> Sequence[Scaled] | None:
+    """What one launch multiplies by e = exp(a v + b) and, if there are two, by e^2; None: it cannot."""
+    if len(scaled) <= 1:
+        return list(scaled)
+    if len(scaled) == 2:
+        for first, second in permutations(scaled):
+            if first.variance is second.variance and (second.a, second.b) == (2 * first.a, 2 * first.b):
+                return first, second
+    return None
+
+
+def size(c: Number) -> float:
+    """The largest absolute value."""
+    return max(map(abs, each(c))) if isinstance(c, Chosen) else abs(c)
+
+
+def key_of(c: Number) -> Hashable:
+    """What equal coefficients have in common."""
+    return (c.rows, c.values.tobytes()) if isinstance(c, Chosen) else c
