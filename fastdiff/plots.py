@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "new_figure", "panels", "png"]
 
-COLOURS = ("#c0504d", "#2e7d4f", "#3b6fb6", "#b8860b", "#6a4c93", "#444444")
-"""Distinguishable for colour-blind readers too, in the order in which series are drawn."""
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#444444")
+"""Okabe and Ito's, told apart by colour-blind readers too, in the order in which series are drawn."""
 
 
 def new_figure(width: float = 6.4, height: float = 4.8) -> Figure:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import click
 
 import fastdiff
 
+from ..errors import check_count
 from . import CliError
 from .arguments import flag
-from .evaluate import _real as real_images
+from .evaluate import real_images
+from .output import check_output_file
 from .sampling import open_sampler, sampler_flags
 
 
@@ -60,8 +61,7 @@ def command(out: str, method: str, ranges: int, samples: int, first_seed: int, p
     from ..evaluation import Evaluator
     from ..exposure.calibration import GRID, calibrate
 
-    if not Path(out).absolute().parent.is_dir() or Path(out).is_dir():
-        raise CliError(f"--out must be a file in a folder that exists, got {out}")
+    check_output_file(out)
     sampler, labels = _sampler(flags)
     real, _ = real_images(flags["data"], flags["split"])
     if list(real.shape[1:]) != list(sampler.shape or ()):
@@ -76,6 +76,7 @@ def command(out: str, method: str, ranges: int, samples: int, first_seed: int, p
         warnings.simplefilter("always", RuntimeWarning)
         try:
             score = Evaluator(real, flags["features"])
+            check_count("--samples", samples, score.least)
             found = calibrate(
                 sampler, score, seeds=seeds, calibrate=method, labels=labels, progress=progress, **options
             )
@@ -86,11 +87,12 @@ def command(out: str, method: str, ranges: int, samples: int, first_seed: int, p
     ours = [str(warning.message) for warning in caught if issubclass(warning.category, RuntimeWarning)]
     for message in dict.fromkeys(ours):
         click.echo(f"fastdiff: warning: {message}", err=True)
+    click.echo(str(found))  # first, so that it is not lost with a full disk
     try:
         found.save(out)
     except OSError as error:
         raise click.ClickException(f"cannot write to {out}: {error.strerror or error}") from None
-    click.echo(f"{found}\nwrote {out}")
+    click.echo(f"wrote {out}")
 
 
 def _sampler(flags: dict[str, Any]) -> tuple[fastdiff.Sampler, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from pathlib import Path
 
 import click
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..files import atomic_path
 from . import CliError
+from .output import check_output_file
 from .sampling import named_device
 
 _NAMES = ("images", "arr_0")  # of `fastdiff sample`, and of an array saved without a name
@@ -39,16 +39,17 @@ def command(samples: str, data: str, split: str, features: str, neighbours: int,
     from ..evaluation import Evaluator, features_digest
 
     place = named_device(device)
+    if out is not None:
+        check_output_file(out)
     fake = _read(samples, "--samples")
-    real, name = _real(data, split)
-    if out is not None and not Path(out).absolute().parent.is_dir():
-        raise CliError(f"--out: {Path(out).parent} is not a folder")
+    real, name = real_images(data, split)
     try:
         evaluator = Evaluator(real, features, neighbours=neighbours, device=place)
         scores = evaluator(fake)
     except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
         raise CliError(str(error)) from None
     what = f"{scores.samples} samples of {samples} against {len(real)} images of {name}, features {features}"
+    click.echo(f"{scores} ({what})")
     if out is not None:
         provenance = {"samples_file": samples, "data": name, "real": len(real), "features": features}
         provenance |= {
@@ -61,10 +62,9 @@ def command(samples: str, data: str, split: str, features: str, neighbours: int,
                 temporary.write_text(json.dumps({**scores.as_dict(), **provenance}, indent=1) + "\n")
         except OSError as error:
             raise click.ClickException(f"cannot write to {out}: {error.strerror or error}") from None
-    click.echo(f"{scores} ({what})")
 
 
-def _real(data: str, split: str) -> tuple[Tensor, str]:
+def real_images(data: str, split: str) -> tuple[Tensor, str]:
     """Real images and what to call them."""
     from .. import data as datasets
 

@@ -60,6 +60,9 @@ def command(file: str | None, out: str, progress: bool, **flags: Any) -> None:
     try:
         changes = {name: _value(name, value) for name, value in flags.items() if value is not None}
         config = load_exposure_config(file, changes)
+        unused = [name for name in ("w_1st", "w_2nd") if name in changes and config.discriminator is None]
+        if unused:
+            raise ConfigError(f"--{unused[0]} needs --discriminator")
         seeds = _seeds(config.seeds)
         for name, least in (("batch", 1), ("probe", 0)):
             if getattr(config, name) < least:

@@ -20,7 +20,7 @@ from PIL import Image
 from ..files import atomic_path
 from . import CliError
 
-__all__ = ["OutputFolder", "grid", "npz_bytes", "png_bytes"]
+__all__ = ["OutputFolder", "check_output_file", "grid", "npz_bytes", "png_bytes"]
 
 Pictures = NDArray[np.uint8]
 
@@ -86,6 +86,22 @@ class OutputFolder:
                 os.rmdir(folder)
             except OSError:
                 return
+
+
+def check_output_file(path: str) -> None:
+    """Refuses, before the work, an `--out` that no file can be written to.
+
+    Raises:
+        CliError: its folder is missing or cannot be written to, or a folder has its name.
+    """
+    file = Path(path)
+    if not file.absolute().parent.is_dir() or file.is_dir():
+        raise CliError(f"--out must be a file in a folder that exists, got {path}")
+    try:
+        with tempfile.TemporaryFile(dir=file.absolute().parent) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise CliError(f"--out: cannot write to {path}: {error.strerror or error}") from None
 
 
 def grid(images: Pictures, most: int = 400) -> Pictures:

@@ -39,5 +39,7 @@ def command(file: str | None, outdir: str, resume: bool, progress: bool, overrid
         model = trainer.run(progress=progress)
     except FloatingPointError as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"cannot write to {outdir}: {error.strerror or error}") from None
     loss = read_metadata(model)["training"]["heldout_loss"]
     click.echo(f"wrote {model}, held-out loss {loss:.4f}")

@@ -42,6 +42,8 @@ def command(file: str | None, outdir: str, resume: bool, progress: bool, overrid
         model = trainer.run(progress=progress)
     except (FloatingPointError, NothingLearntError) as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"cannot write to {outdir}: {error.strerror or error}") from None
     training = read_metadata(model)["training"]
     click.echo(str(trainer.report))
     click.echo(

@@ -81,9 +81,14 @@ class Evaluator:
         if device is not None:
             self.module.to(device)
         self.reference = self.features(reference)
-        _check_pair("reference", self.reference, "reference", self.reference, neighbours + 2)
+        _check_pair("reference", self.reference, "reference", self.reference, self.least)
         self._radii = _radii(_array(self.reference), neighbours)
         frechet_distance(self.reference[:2], self.reference[:2])  # a missing library shows before samples are drawn
+
+    @property
+    def least(self) -> int:
+        """The smallest number of images that can be scored."""
+        return self.neighbours + 2
 
     def features(self, images: Tensor) -> Tensor:
         """Features of images, float64 [N, d]: for `score`, for instance of many subsets of one set."""
@@ -92,7 +97,7 @@ class Evaluator:
 
     def score(self, features: Tensor) -> Scores:
         """Scores of features [N, d] that `features` returned."""
-        _check_pair("reference", self.reference, "samples", features, self.neighbours + 2)
+        _check_pair("reference", self.reference, "samples", features, self.least)
         frechet = frechet_distance(self.reference, features)
         real, fake = _array(self.reference), _array(features)
         return Scores(frechet, *_overlap(real, self._radii, fake, self.neighbours), len(features))

@@ -180,17 +180,18 @@ def _search(scores: _Scores, method: str, grid: list[float], tolerance: float | 
     interval = None
     constants: list[float] = [scale for scale in scores.table if isinstance(scale, float)]
     error = bootstrap_minimum(constants, scores.distances(constants))
-    if error is not None:
+    if error is not None and not edge:  # at an end of the grid resamples agree for want of a choice
         errors["lambda"] = error
         reach = student(len(scores.ranges) - 1) * error
-        interval = None if edge else (constant - reach, constant + reach)
+        interval = (constant - reach, constant + reach)
     if method == "linear":
         best, end, slopes = _slope(scores, constant, tolerance)
-        edge = edge or end
         interval, spans = None, [_spread(scores, scale) for scale in slopes]
-        if error is not None:
+        errors = {}
+        if error is not None and not edge and not end:
             spread_error = bootstrap_minimum(spans, scores.distances(slopes))
             errors = {"mean": error, "k": (spread_error or 0.0) / (scores.sampler.levels.steps - 1)}
+        edge = edge or end
     scales = list(scores.table)
     distances, one = scores.distances(scales), scales.index(1.0)
     if len(scores.ranges) > 1:

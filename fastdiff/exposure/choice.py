@@ -62,7 +62,7 @@ class Calibration:
             the choice (each range is judged with the lambda that the others choose), and its standard error.
         distinguishable: the difference is below 0 by Student's t at 5 %; None if there was only one range.
         errors: bootstrap standard errors over the seed ranges, of "lambda" (search), or of the "mean" over the steps
-            and of "k" (linear).
+            and of "k" (linear); empty at an `edge` and with one range.
         interval: 95 % bounds of the constant lambda; None for one range, at an `edge`, and with other methods.
         edge: the best candidate was the last of its grid, so that a better one may lie beyond.
         refused: the schedule of "norm" was worse than lambda = 1, which was chosen instead.

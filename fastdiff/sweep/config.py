@@ -11,7 +11,7 @@ import torch
 
 from ..config import ConfigError, load_config
 from ..data import load as load_data
-from ..errors import check_choice
+from ..errors import check_choice, check_count
 from ..opening import edm_sampler, open_device, open_discriminator, open_network
 from .cells import grid
 from .runner import Sweep
@@ -97,6 +97,7 @@ def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> 
         wanted, got = list(model.sample_shape), list(images.shape[1:])
         raise ConfigError(f"data: {config.data} has images of shape {got}, the network draws {wanted}")
     evaluator = Evaluator(images, config.features)
+    check_count("samples", config.samples, evaluator.least)
     return Sweep(
         sampler,
         evaluator,

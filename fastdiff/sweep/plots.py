@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import warn
 from ..plots import COLOURS, panels, png
 from .report import Summary, best
 
@@ -26,7 +27,8 @@ def pictures(summaries: Sequence[Summary]) -> dict[str, bytes]:
                 found[f"lambda_{name}.png"] = against_lambda(mine)
             if len({s.setting.w_1st for s in mine}) > 1:
                 found[f"weight_{name}.png"] = against_weight(mine)
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        warn(f"plots were not drawn: {error}")
         return {}
     return found
 

@@ -116,3 +116,21 @@ def test_a_folder_that_is_not_there(arguments, tmp_path):
     result = calibrate(arguments, tmp_path / "no" / "lambda.json")
     assert result.exit_code == 2
     assert "--out must be a file" in result.stderr
+
+
+def test_the_table_is_shown_even_if_the_file_cannot_be_written(arguments, tmp_path, monkeypatch):
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Calibration, "save", full)
+    result = calibrate(arguments, tmp_path / "lambda.json")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("lambda by search")
+    assert "No space left" in result.stderr
+
+
+def test_too_few_samples_are_refused_before_any_are_drawn(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastdiff.evaluation.generate", None)
+    result = calibrate(arguments, tmp_path / "lambda.json", "--samples=4")
+    assert result.exit_code == 2
+    assert result.stderr == "fastdiff: error: --samples must be an integer of at least 5, got 4\n"

@@ -125,3 +125,9 @@ def test_a_diverging_network_fails_in_one_line_with_nothing_left_behind(tmp_path
     (line,) = result.stderr.splitlines()
     assert "seeds" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_a_discriminator_are_refused(network, tmp_path):
+    result = exposure(network, tmp_path / "out", "--w_1st=1")
+    assert result.exit_code == 2
+    assert result.stderr == "fastdiff: error: --w_1st needs --discriminator\n"

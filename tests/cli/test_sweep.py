@@ -100,3 +100,10 @@ def test_unknown_keys_name_the_nearest(flags, tmp_path):
     (tmp_path / "sweep.yaml").write_text("epsilon_scales: [1]")
     result = sweep(tmp_path / "out", [*flags, f"--config={tmp_path / 'sweep.yaml'}"])
     assert "did you mean epsilon_scale?" in result.stderr
+
+
+def test_too_few_samples_are_refused_in_one_line(flags, tmp_path):
+    result = sweep(tmp_path / "out", [*flags, "--steps=2", "--samples=4"])
+    assert result.exit_code == 2
+    assert result.stderr == "fastdiff: error: samples must be an integer of at least 5, got 4\n"
+    assert not (tmp_path / "out").exists()

@@ -96,3 +96,16 @@ def test_an_output_folder_that_cannot_be_written(config, tmp_path):
     result = train(config, tmp_path / "file/run")
     assert result.exit_code == 2
     assert "--outdir: cannot write to" in result.stderr
+
+
+def test_a_full_disk_is_one_line(config, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DiscriminatorTrainer, "_save_checkpoint", full)
+    result = train(config, tmp_path / "run")
+    assert result.exit_code == 1
+    assert (
+        result.stderr.splitlines()[-1]
+        == f"fastdiff: error: cannot write to {tmp_path / 'run'}: No space left on device"
+    )

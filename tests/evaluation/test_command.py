@@ -67,6 +67,17 @@ def test_the_shipped_digits_are_the_default(files):
     assert "against 1000 images of digits16 (test), features digits" in result.stdout
 
 
+def test_scores_are_shown_even_if_the_file_cannot_be_written(files, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    result = evaluate(files, f"--out={files / 'scores.json'}")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("Frechet")
+    assert "No space left" in result.stderr
+
+
 def refused(result, wanted):
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
@@ -96,4 +107,5 @@ def test_refusals(files, monkeypatch):
     refused(evaluate(files, "--device=nowhere"), "--device: 'nowhere' cannot be used here")
     monkeypatch.setenv("FASTDIFF_INCEPTION", "/nowhere.pt")
     refused(evaluate(files, "--features=inception"), "Inception's weights are not at /nowhere.pt; download https://")
-    refused(evaluate(files, f"--out={files / 'none' / 'x.json'}"), "--out: .*none is not a folder")
+    refused(evaluate(files, f"--out={files / 'none' / 'x.json'}"), "--out must be a file in a folder that exists")
+    refused(evaluate(files, f"--out={files}"), "--out must be a file in a folder that exists")

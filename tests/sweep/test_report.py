@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 
 import pytest
 
@@ -80,3 +81,11 @@ def test_the_report_is_the_same_every_time(tmp_path):
         contents.append([path.read_bytes() for path in written])
     assert contents[0] == contents[1]
     assert contents[0][2][:4] == b"\x89PNG"
+
+
+def test_without_matplotlib_there_are_tables_and_a_word(tmp_path, monkeypatch):
+    for name in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.warns(RuntimeWarning, match=r"plots were not drawn: .*pip install 'fastdiff\[plots\]'"):
+        written = write_report(results(), tmp_path)
+    assert [path.name for path in written] == ["sweep.csv", "best.md"]
