@@ -45,13 +45,13 @@ def main() -> None:
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # the processes inherit it
     job.folder.mkdir(parents=True, exist_ok=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    spent = run(job, arguments.workers)
-    write(job, arguments.out, _account(job, spent, arguments.workers))
+    run(job, arguments.workers)
+    write(job, arguments.out, _account(job, arguments.workers))
 
 
-def run(job: Job, workers: int) -> dict[str, float]:
-    """All parts, each as soon as those it needs are done. Returns the seconds of clock and CPU."""
-    started, cpu = time.perf_counter(), 0.0
+def run(job: Job, workers: int) -> None:
+    """All parts, each as soon as those it needs are done."""
+    started, cpu, before = time.perf_counter(), 0.0, _spent(job)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
         parts: dict[Future[float], tuple[Any, ...]] = {pool.submit(train, job): ("discriminator",)}
@@ -65,6 +65,8 @@ def run(job: Job, workers: int) -> dict[str, float]:
                 cpu += spent
                 done.add(part)
                 now = time.perf_counter() - started
+                if cpu > 60:  # a run that only writes the tables anew counts for nothing
+                    _spend(job, before, {"clock": now, "cpu": cpu, "runs": 1})
                 print(f"{now / 60:5.1f} min  {' '.join(map(str, part))}: {spent:.0f} CPU seconds", flush=True)
             for ready in list(_ready(job, waiting, done)):
                 waiting.remove(ready)
@@ -73,7 +75,6 @@ def run(job: Job, workers: int) -> dict[str, float]:
                     *ready[:2],
                     "with DG" if ready[2] else "without DG",
                 )
-    return {"clock": time.perf_counter() - started, "cpu": cpu}
 
 
 def write(job: Job, out: Path, account: dict[str, Any]) -> None:
@@ -88,7 +89,8 @@ def write(job: Job, out: Path, account: dict[str, Any]) -> None:
     kept = [job.calibration(*pair) for pair in job.samplers()]
     kept += [job.discriminator.parent / name for name in ("levels.csv", "levels.png")]
     for file in filter(Path.exists, kept):
-        shutil.copyfile(file, out / file.name.replace("levels", "discriminator"))
+        with atomic_path(out / file.name.replace("levels", "discriminator")) as temporary:
+            shutil.copyfile(file, temporary)
     print(text)
 
 
@@ -100,15 +102,22 @@ def _ready(job: Job, waiting: list[Any], done: set[tuple[Any, ...]]) -> Iterator
             yield solver, steps, guided
 
 
-def _account(job: Job, spent: dict[str, float], workers: int) -> dict[str, Any]:
-    """How long the job took, earlier runs of a stopped one included, and on what."""
+def _spent(job: Job) -> dict[str, float]:
+    """Seconds of clock and CPU in how many runs, those of a stopped job included up to the last part it finished."""
     file = job.folder / "time.json"
-    account = json.loads(file.read_text()) if file.exists() else {"clock": 0.0, "cpu": 0.0, "runs": 0}
-    if spent["cpu"] > 60:  # a run that only writes the tables anew counts for nothing
-        account = {name: account[name] + (spent | {"runs": 1})[name] for name in account}
-        file.write_text(json.dumps(account))
+    return json.loads(file.read_text()) if file.exists() else {"clock": 0.0, "cpu": 0.0, "runs": 0}
+
+
+def _spend(job: Job, before: dict[str, float], more: dict[str, float]) -> None:
+    """Writes down what this run has taken so far, on top of the runs before it."""
+    with atomic_path(job.folder / "time.json") as temporary:
+        temporary.write_text(json.dumps({name: before[name] + more[name] for name in before}))
+
+
+def _account(job: Job, workers: int) -> dict[str, Any]:
+    """How long the job took, and on what."""
     system = describe(torch.device(job.device))
-    return {**account, "workers": workers, "device": system["device"], "packages": system["packages"]}
+    return {**_spent(job), "workers": workers, "device": system["device"], "packages": system["packages"]}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ else.
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import math
 import time
@@ -49,6 +50,8 @@ class TrainingRun:
     def __init__(self, config: TrainConfig | DiscriminatorConfig, outdir: str | Path, resume: bool) -> None:
         self.config: Any = config
         self.outdir = Path(outdir)
+        if self.outdir.exists() and not self.outdir.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(outdir))
         self.checkpoint = self.outdir / "checkpoint.safetensors"
         if self.checkpoint.exists() and not resume:
             raise FileExistsError(f"{self.checkpoint} exists; resume it or choose another folder")

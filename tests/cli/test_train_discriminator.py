@@ -109,3 +109,10 @@ def test_a_full_disk_is_one_line(config, tmp_path, monkeypatch):
         result.stderr.splitlines()[-1]
         == f"fastdiff: error: cannot write to {tmp_path / 'run'}: No space left on device"
     )
+
+
+def test_a_file_in_the_place_of_the_folder(config, tmp_path):
+    (tmp_path / "taken").write_text("")
+    result = train(config, tmp_path / "taken")
+    assert result.exit_code == 2
+    assert result.stderr == f"fastdiff: error: --outdir: cannot write to {tmp_path / 'taken'} (not a folder)\n"
