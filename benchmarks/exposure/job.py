@@ -168,6 +168,7 @@ def one_thread() -> None:
     """What every process begins with: networks this small run fastest on one thread. The page says what warnings do."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning)
+    warnings.filterwarnings("ignore", message=".*sklearn.utils.parallel.delayed")
 
 
 def _resumable(job: Job) -> bool:

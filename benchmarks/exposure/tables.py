@@ -113,27 +113,25 @@ large by about the same amount, so the ratios are nearer to 1 than they would be
 
 
 def _summary(found: Found) -> str:
-    """One line a method: how often it was better, worse, neither."""
+    """One line a solver and method: how often it was better, worse, neither, and by how much."""
     job = found.job
     kinds = [(ES, 0.0), *((name, weight) for name in (GPP, SEDM) for weight in job.weights)]
-    lines = ["## What helped", "", "| method | better | worse | not told apart | lowest ratio | highest ratio |"]
-    lines.append("|---|---|---|---|---|---|")
-    for name, weight in kinds:
-        ratios = []
-        for solver in job.solvers:
-            for steps in job.steps:
-                for method, cell in found.methods(solver, steps):
-                    ratio = found.ratio(cell, cell.baseline)
-                    if method == name and cell.w_1st == weight and ratio is not None:
-                        ratios.append((ratio, f"{solver.capitalize()} {steps}"))
-        if not ratios:
-            continue
-        verdicts = [ratio.verdict for ratio, _ in ratios]
-        ends = [end(ratios, key=lambda pair: pair[0].mean) for end in (min, max)]
-        counts = [str(verdicts.count(verdict)) for verdict in ("better", "worse", "not told apart")]
-        shown = [f"{ratio.mean:.2f} ({where})" for ratio, where in ends]
-        lines.append(f"| {' | '.join([_named(name, weight), *counts, *shown])} |")
-    return "\n".join(lines)
+    lines = ["## What helped", "", "| | method | better | worse | not told apart | ratio to EDM | errors below 1 |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for solver in job.solvers:
+        for name, weight in kinds:
+            cells = [pair for steps in job.steps for pair in found.methods(solver, steps)]
+            chosen = [cell for method, cell in cells if (method, cell.w_1st) == (name, weight)]
+            ratios = [ratio for cell in chosen if (ratio := found.ratio(cell, cell.baseline)) is not None]
+            if not ratios:
+                continue
+            verdicts = [ratio.verdict for ratio in ratios]
+            counts = [str(verdicts.count(verdict)) for verdict in ("better", "worse", "not told apart")]
+            means, errors = [ratio.mean for ratio in ratios], [ratio.below or 0.0 for ratio in ratios]
+            spans = [f"{min(means):.2f} to {max(means):.2f}", f"{min(errors):.1f} to {max(errors):.1f}"]
+            lines.append(f"| {' | '.join([solver.capitalize(), _named(name, weight), *counts, *spans])} |")
+    steps = ", ".join(map(str, job.steps))
+    return "\n".join([*lines, "", f"Of {len(job.steps)} samplers each, with {steps} steps."])
 
 
 def _goals(found: Found) -> str:
@@ -182,7 +180,9 @@ def _calibrated(found: Found, solver: str, steps: int) -> str:
     elif error is not None:
         text += f" ± {error:.2g} (bootstrap)"
     if calibration.distinguishable is False:
-        text += "; on the calibration's seeds it is not distinguishable from 1"
+        ranges = found.job.calibration_ranges
+        text += f"; the calibration's {ranges} ranges alone do not tell it from 1, "
+        text += f"which takes {student(ranges - 1):.1f} standard errors"
     return text + "."
 
 

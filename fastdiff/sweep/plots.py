@@ -76,10 +76,15 @@ def _finish(figure: Any, axes: Sequence[Axes], columns: int) -> bytes:
     """Names of the vertical axes, one legend, a logarithmic distance where it spans much."""
     axes[0].set_ylabel("Frechet distance")
     axes[columns].set_ylabel("recall")
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for ax in axes[:columns]:
-        low, high = ax.get_ylim()
-        if low > 0 and high > 8 * low:
+        low, high = ax.dataLim.intervaly
+        if low > 0 and high > 4 * low:
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
     axes[0].legend(fontsize=7)
     return png(figure)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.exposure.__main__ import _ready
+from benchmarks.exposure.__main__ import _ready, _spend, _spent
 from benchmarks.exposure.job import Job
 from benchmarks.exposure.tables import Found, Ratio, page
 from fastdiff.evaluation import Scores
@@ -56,6 +56,14 @@ def test_the_folder_depends_on_the_settings(job):
     assert replace(job, samples=10).folder == job.folder
 
 
+def test_the_time_of_a_stopped_run_counts(job):
+    nothing = _spent(job)
+    for clock in (10.0, 20.0):  # a run that is killed after its second part
+        _spend(job, nothing, {"clock": clock, "cpu": 2 * clock, "runs": 1})
+    _spend(job, _spent(job), {"clock": 5.0, "cpu": 9.0, "runs": 1})
+    assert _spent(job) == {"clock": 25.0, "cpu": 49.0, "runs": 2}
+
+
 def test_parts_wait_for_what_they_need(job):
     waiting = [("euler", 13, False), ("euler", 13, True)]
     assert list(_ready(job, waiting, set())) == []
@@ -83,8 +91,8 @@ def test_the_page_says_what_helped_with_recall_beside_every_distance(job):
     text = page(job, results(job, es=0.5, g=1.2, s=0.9), REAL, ACCOUNT)
     assert "10 minutes and 18 minutes of CPU time" in text
     assert "10 held-out real images have distance 0.300, precision 0.790 and recall 0.860" in text
-    assert "| EDM-ES | 1 | 0 | 0 | 0.50 (Euler 13) | 0.50 (Euler 13) |" in text
-    assert "| EDM-G++, w 1.67 | 0 | 1 | 0 |" in text
+    assert "| Euler | EDM-ES | 1 | 0 | 0 | 0.50 to 0.50 | 86.6 to 86.6 |" in text
+    assert "| Euler | EDM-G++, w 1.67 | 0 | 1 | 0 | 1.20 to 1.20 | -34.6 to -34.6 |" in text
     assert "Euler 13, EDM-ES: at most 0.90 of EDM; 0.500 ± 0.006 was measured, as expected" in text
     assert "Euler 13, SEDM-G++, w 1: at most 0.85 of EDM; 0.900 ± 0.006 was measured, NOT as expected" in text
     assert "| EDM | 1 |  | 2.000 ± 0.577 | 0.500 ± 0.000 | 0.750 ± 0.000 |" in text
