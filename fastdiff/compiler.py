@@ -79,8 +79,10 @@ class _Compiler:
     def _assign_gaps(self) -> None:
         gap = 0
         for event in self.trace.events:
-            gap = max([gap, *map(self._ready, event.values), *map(self._birth, chosen_by(event.numbers))])
-            self.event_gap.append(gap)
+            own = max([gap, *map(self._ready, event.values), *map(self._birth, chosen_by(event.numbers))])
+            self.event_gap.append(own)
+            if not isinstance(event, Report):  # nothing waits for an observer
+                gap = own
 
     # -- writing a value over what is in memory in a gap ------------------------------------------------------------
 

@@ -85,16 +85,16 @@ def run_on_tensors(sampler: Sampler, request: Request) -> Tensor:
 def _choosing(sampler: Sampler) -> bool:
     """Whether samples choose; a solver that cannot be traced is taken not to."""
     try:
-        items = sampler.plan().items
+        events = sampler.trace(sampler.levels).events
     except NotLinearError:
         return False
-    return any(isinstance(getattr(item, "event", None), Choose) for item in items)
+    return any(isinstance(event, Choose) for event in events)
 
 
 def _levels(sampler: Sampler) -> list[Level | None]:
     """What an observer is told of the levels: of the start, and where every step began; the grid's, where samples are
     at several."""
-    events = [getattr(item, "event", None) for item in sampler.plan(observe=True).items]
+    events = sampler.trace(sampler.levels, observe=True).events
     return [event.level for event in events if isinstance(event, Report)]
 
 

@@ -39,7 +39,7 @@ from .random import seed_tensor
 from .readable import nothing_yielded, run_on_tensors
 from .reporting import Progress, StepInfo, blame
 from .solvers import SOLVERS, Solver, check_options, ddim_inversion, ddpm, get_solver
-from .trace import Recorder
+from .trace import Recorder, Trace
 from .tune import Tuning, tune
 
 if TYPE_CHECKING:
@@ -191,6 +191,10 @@ class Sampler:
             observe: states and predicted x_0 are written for a callback or a trajectory.
         """
         levels = self.levels if steps is None else self._levels(steps)
+        return compile_plan(self.trace(levels, x_init, noise, observe), self.model_dtype == self.dtype)
+
+    def trace(self, levels: Levels, x_init: bool = False, noise: bool = False, observe: bool = False) -> Trace:
+        """What the solver does on these levels, recorded; see `plan`."""
         engine = Recorder(noise)
         denoise = self.denoiser(engine, levels)
         x = engine.start(self.process.prior_std(levels[0]), x_init, observe)
@@ -199,7 +203,7 @@ class Sampler:
             denoise.finish_step()
         if not engine.trace.states:
             raise nothing_yielded(self.solver)
-        return compile_plan(engine.trace, self.model_dtype == self.dtype)
+        return engine.trace
 
     def _levels(self, steps: int | str | None) -> Levels:
         if self._explicit is not None:

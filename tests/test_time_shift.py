@@ -253,3 +253,13 @@ def test_a_sample_of_one_number_has_no_variance():
 def test_no_samples_at_all(variant, route):
     sampler = Sampler(biased, process=PROCESS, prediction="eps", **SHIFTED, **variant, **route)
     assert sampler((0, 3, 4, 4), seeds=0).shape == (0, 3, 4, 4)
+
+
+def test_what_no_launch_can_hold_runs_on_tensors():
+    """A clipped sum of many guided outputs: refused when compiled, and what it is as a readable run."""
+    guides = [AutoGuidance(lambda x, t, k=k: 0.1 * k * x.cos(), 1.1) for k in range(1, 5)]
+    options = {"process": PROCESS, "prediction": "eps", "solver": "f_pndm", "clip_denoised": True, "guidance": guides}
+    options |= {"steps": "ddim10", **SHIFTED}
+    with pytest.raises(NotImplementedError, match="more than 8 tensors"):
+        Sampler(biased, **options)
+    assert Sampler(biased, **options, compiled=False)(SHAPE, seeds=0).isfinite().all()

@@ -289,6 +289,15 @@ def test_a_boosted_run_that_breaks_says_where():
         wanted.sampler("reference").replace(model=net)((6, 5), seeds=0)
 
 
+@pytest.mark.parametrize("route", ROUTE_PARAMS)
+def test_observed_runs_have_the_bits_of_others(route):
+    for wanted in [p for p in RANDOM if p.boosting and not p.batch_window][:6]:
+        sampler = wanted.sampler(route)
+        call = {"seeds": 0, "labels": wanted.labels}
+        final = sampler(wanted.shape, **call)
+        assert final.isfinite().all() and sampler(wanted.shape, return_trajectory=True, **call)[0].equal(final)
+
+
 def test_a_callback_of_a_boosted_run():
     wanted, seen = splitting("time_max"), []
     wanted.sampler("reference")((6, 5), seeds=0, callback=lambda info: seen.append((info.step, repr(info.level))))
