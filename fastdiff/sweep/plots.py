@@ -85,7 +85,8 @@ def _finish(figure: Any, axes: Sequence[Axes], columns: int) -> bytes:
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
-    axes[0].legend(fontsize=7)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, loc="outside right upper")  # beside the lines, not on them
     return png(figure)
 
 
