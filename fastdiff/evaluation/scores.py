@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
@@ -161,12 +162,11 @@ def _overlap(real: Array, real_radii: Array, fake: Array, k: int) -> tuple[float
 
     prdc's own `compute_prdc` keeps whole tables of distances and measures the real points anew for every set.
     """
-    distances = _prdc().compute_pairwise_distance
     fake_radii = _radii(fake, k)
     precise, recalled = np.zeros(len(fake), bool), 0
     for start in range(0, len(real), _BLOCK):
         some = slice(start, start + _BLOCK)
-        block = distances(real[some], fake)
+        block = _distances(real[some], fake)
         precise |= (block < real_radii[some, None]).any(0)
         recalled += int((block < fake_radii).any(1).sum())
     return float(precise.mean()), recalled / len(real)
@@ -174,9 +174,15 @@ def _overlap(real: Array, real_radii: Array, fake: Array, k: int) -> tuple[float
 
 def _radii(points: Array, k: int) -> Array:
     """Distance of every point to its k-th nearest neighbour, [N]; the point itself is the nearest, at distance 0."""
-    prdc = _prdc()
     blocks = (points[start : start + _BLOCK] for start in range(0, len(points), _BLOCK))
-    return np.concatenate([prdc.get_kth_value(prdc.compute_pairwise_distance(some, points), k + 1) for some in blocks])
+    return np.concatenate([_prdc().get_kth_value(_distances(some, points), k + 1) for some in blocks])
+
+
+def _distances(a: Array, b: Array) -> Array:
+    """[N, M], by prdc, without scikit-learn's warning that prdc calls it by way of joblib."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`sklearn.utils.parallel.delayed`", UserWarning)
+        return _prdc().compute_pairwise_distance(a, b)
 
 
 def _prdc() -> Any:
