@@ -225,6 +225,12 @@ class Denoiser:
             f"{level.sigma_ve:.4g}; leave out churn, or use another prediction"
         )
 
+    @property
+    def scaled(self) -> bool:
+        """Whether epsilon scaling changes an x_0 of this run."""
+        eps_only = self.epsilon_scale_mode == "eps" and self.prediction.name != "eps"
+        return not eps_only and any(scale != 1.0 for scale in self.epsilon_scale)
+
     def _scale(self) -> float:
         if self.epsilon_scale_mode == "eps" and self.prediction.name != "eps":
             return 1.0

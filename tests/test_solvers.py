@@ -136,3 +136,10 @@ def test_inversion_scales_each_level_as_sampling_does():
     last = Sampler(model, epsilon_scale=[2.0] + [1.0] * 9, **options)((1, 3), x_init=x)
     assert torch.allclose(last, plain[-1]), "the noisiest level is reached, not evaluated"
     assert not torch.allclose(Sampler(model, epsilon_scale=scales, **options)((1, 3), x_init=x), plain[-1])
+
+
+def test_epsilon_scaling_of_a_predicted_mean_is_refused():
+    chain = {"process": "vp", "prediction": "previous_x", "solver": "ddpm", "steps": 4}
+    with pytest.raises(ValueError, match="epsilon_scale must be 1 for prediction 'previous_x'"):
+        Sampler(lambda x, t: x, epsilon_scale=1.01, **chain)
+    Sampler(lambda x, t: x, epsilon_scale=1.01, epsilon_scale_mode="eps", **chain)

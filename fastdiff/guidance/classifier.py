@@ -65,8 +65,9 @@ class ClassifierGuidance(Gradient):
     def gradient(
         self, y: Tensor, told: Sequence[Tensor], how: Hashable, memory: dict[str, Tensor], cond: dict[str, Any]
     ) -> Tensor:
-        if cond.get("labels") is None:
-            raise ValueError("labels must be given to a sampler with classifier guidance")
+        if not isinstance(cond.get("labels"), Tensor):
+            came = cond.get("labels")
+            raise ValueError(f"labels must be given as classes to a sampler with classifier guidance, got {came!r}")
 
         def potential(leaf: Tensor) -> Tensor:  # runs outside inference mode
             labels, time = map(ordinary, (cond["labels"], told[0]))

@@ -40,6 +40,11 @@ def ddpm(
     """Ho et al. 2020, Algorithm 2: x_(i-1) = c1 x_0 + c2 x_i + std z, c1 and c2 of Eq. 7; no noise in the last step."""
     if not (np.diff(levels.alphas_cumprod) < 0).all() or not levels.alphas_cumprod[0] < 1:
         raise ValueError("process must be variance preserving (alpha below 1 and falling) for solver 'ddpm'; use VP")
+    if isinstance(denoise.prediction, PreviousX) and denoise.scaled:
+        raise ValueError(
+            "epsilon_scale must be 1 for prediction 'previous_x' with solver 'ddpm', whose mean is then the network's "
+            "output itself (epsilon_scale_mode='eps' scales predictions of eps only)"
+        )
     q = GaussianTables(levels.alphas_cumprod)
     a, b = log_variance(q, variance)
     for i in reversed(range(levels.steps)):
