@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from . import CliError
-
 
 @click.command("train")
 @click.option("--config", "file", metavar="FILE", help="YAML file; keys it lacks keep their defaults.")
@@ -21,25 +19,16 @@ def command(file: str | None, outdir: str, resume: bool, progress: bool, overrid
     Configuration keys are those of fastdiff.config.TrainConfig, for example
     `fastdiff train --config digits.yaml iterations=2000 model.width=48`.
     """
-    from ..config import ConfigError, load_train_config
-    from ..models import ModelFileError, read_metadata
+    from ..config import load_train_config
+    from ..models import read_metadata
     from ..training import Trainer
+    from .training import opening, running
 
-    try:
+    with opening(outdir):
         trainer = Trainer(load_train_config(file, overrides), Path(outdir), resume)
-    except (ConfigError, ModelFileError, ModuleNotFoundError, ValueError) as error:
-        raise CliError(str(error)) from None
-    except FileExistsError as error:
-        raise CliError(f"{error} (--resume or --outdir)") from None
-    except OSError as error:
-        raise CliError(f"--outdir: cannot write to {outdir} ({error.strerror or error})") from None
     size = sum(parameter.numel() for parameter in trainer.model.parameters())
     click.echo(f"{size:,} parameters, {len(trainer.train_set):,} images, device {trainer.device}", err=True)
-    try:
+    with running(outdir, FloatingPointError):
         model = trainer.run(progress=progress)
-    except FloatingPointError as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"cannot write to {outdir}: {error.strerror or error}") from None
     loss = read_metadata(model)["training"]["heldout_loss"]
     click.echo(f"wrote {model}, held-out loss {loss:.4f}")

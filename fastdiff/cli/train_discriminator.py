@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from . import CliError
-
 
 @click.command("train-discriminator")
 @click.option("--config", "file", metavar="FILE", help="YAML file; keys it lacks keep their defaults.")
@@ -23,27 +21,18 @@ def command(file: str | None, outdir: str, resume: bool, progress: bool, overrid
     `fastdiff train-discriminator network=runs/train/model.safetensors fakes=10000 sigma_max=20`.
     Ends early when the held-out loss stops falling, and fails without a model if that never is below ln 2.
     """
-    from ..config import ConfigError, load_discriminator_config
-    from ..models import ModelFileError, read_metadata
+    from ..config import load_discriminator_config
+    from ..models import read_metadata
     from ..training import DiscriminatorTrainer, NothingLearntError
+    from .training import opening, running
 
-    try:
+    with opening(outdir):
         trainer = DiscriminatorTrainer(load_discriminator_config(file, overrides), Path(outdir), resume)
-    except (ConfigError, ModelFileError, ModuleNotFoundError, ValueError) as error:
-        raise CliError(str(error)) from None
-    except FileExistsError as error:
-        raise CliError(f"{error} (--resume or --outdir)") from None
-    except OSError as error:
-        raise CliError(f"--outdir: cannot write to {outdir} ({error.strerror or error})") from None
     size = sum(parameter.numel() for parameter in trainer.model.parameters())
     counts = f"{len(trainer.real):,} real and {trainer.config.fakes:,} generated images"
     click.echo(f"{size:,} parameters, {counts}, device {trainer.device}", err=True)
-    try:
+    with running(outdir, FloatingPointError, NothingLearntError):
         model = trainer.run(progress=progress)
-    except (FloatingPointError, NothingLearntError) as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"cannot write to {outdir}: {error.strerror or error}") from None
     training = read_metadata(model)["training"]
     click.echo(str(trainer.report))
     click.echo(
