@@ -17,6 +17,7 @@ __all__ = [
     "ConfigError",
     "DiscriminatorConfig",
     "ModelConfig",
+    "ObjectiveConfig",
     "TrainConfig",
     "load_config",
     "load_discriminator_config",
@@ -34,7 +35,7 @@ class ConfigError(ValueError):
 
 @dataclass
 class ModelConfig:
-    """The part of `fastdiff.models.UNet`'s arguments that the data set does not decide."""
+    """The part of `fastdiff.models.UNet`'s (or `MLP`'s) arguments that data and objective do not decide."""
 
     width: int = 32
     mults: list[int] = field(default_factory=lambda: [1, 2])
@@ -44,35 +45,119 @@ class ModelConfig:
     embedding: int = 128
     dropout: float = 0.0
     patch: int = 2
+    depth: int = 3  # hidden layers, of an MLP; the keys above but width and embedding are a U-Net's
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is learnt, and at which noise levels; see `fastdiff.training.objectives`."""
+
+    name: str = "edm"  # edm, ddpm, flow, sde, smld, dsm, ssm, ssm_vr
+    prediction: str = "eps"  # ddpm: eps, x0, v, previous_x
+    variance: str = "fixed_small"  # ddpm: fixed_small, fixed_large, learned, learned_range
+    loss: str = "mse"  # ddpm: mse, rescaled_mse, kl, rescaled_kl
+    weighting: str = "none"  # ddpm, with mse: none, or L_t (the weights of the variational bound)
+    betas: str = "linear"  # ddpm: the noise schedule
+    T: int = 1000  # ddpm: steps of the chain
+    rescale_timesteps: bool = False  # ddpm: the network is told t * 1000 / T
+
+    sde: str = "vp"  # sde: vp, subvp, ve
+    beta_min: float = 0.1  # VP and sub-VP
+    beta_max: float = 20.0
+    sigma_min: float = 0.01  # VE, and the ladders of smld, dsm, ssm
+    sigma_max: float = 50.0
+    N: int = 1000  # steps of the discrete chain
+    likelihood_weighting: bool = False
+    reduce_mean: bool = True  # a sample's loss is the mean over its elements; false: half the sum
+    continuous: bool = True
+
+    levels: str = "auto"  # auto, uniform, antithetic, loss_second_moment, log_normal, log_snr, logit_normal
+    P_mean: float = -1.2  # log_normal: ln(sigma) is normal with this mean ...
+    P_std: float = 1.2  # ... and standard deviation (EDM, table 1)
+    sigma_data: float = 0.5  # edm
+
+    particles: int = 1  # ssm: projections per sample
+    anneal_power: float = 2.0  # dsm: a level's weight is sigma to this power
+    noise_levels: int = 10  # dsm, ssm: levels between sigma_max and sigma_min
+
+    gamma: list[float] = field(default_factory=lambda: [0.0])  # input perturbation: a number, or at the cleanest and
+    # the noisiest step of a schedule linear in between (Ning et al. 2023)
+    perturbed_target: bool = False  # DDPM-y, a negative control: the target holds the perturbation too
+    gradient_penalty: float = 0.0  # weight of the squared Frobenius norm of the network's Jacobian
+
+    def check(self) -> None:
+        """Refuses numbers out of range; names are the objective's to refuse.
+
+        Raises:
+            ConfigError: naming the key, what was wanted and what came.
+        """
+
+        def require(ok: bool, key: str, wanted: str) -> None:
+            _require(ok, f"objective.{key}", wanted, getattr(self, key))
+
+        for key in ("T", "N", "particles", "noise_levels"):
+            require(getattr(self, key) >= 1, key, "at least 1")
+        for key in ("P_std", "sigma_data", "beta_min", "sigma_min"):
+            require(0 < getattr(self, key) < math.inf, key, "positive and finite")
+        for low, high in (("beta_min", "beta_max"), ("sigma_min", "sigma_max")):
+            bottom = getattr(self, low)
+            require(bottom < getattr(self, high) < math.inf, high, f"above {low} = {bottom} and finite")
+        for key in ("P_mean", "anneal_power"):
+            require(math.isfinite(getattr(self, key)), key, "finite")
+        require(0 <= self.gradient_penalty < math.inf, "gradient_penalty", "at least 0 and finite")
+        gamma_ok = len(self.gamma) in (1, 2) and all(0 <= value < math.inf for value in self.gamma)
+        require(gamma_ok, "gamma", "a number of at least 0, or two (at the cleanest and the noisiest step)")
 
 
 @dataclass
 class TrainConfig:
     """Everything that decides a training run; the keys of `fastdiff train`."""
 
-    data: str = "digits16"  # a name of fastdiff.data.DATASETS
-    conditional: bool = True  # whether the network is given the class
+    data: str = "digits16"  # what fastdiff.data.open_dataset opens: an embedded set, a folder, .zip, .npz, hf:NAME
+    workers: int = 0  # processes that read samples that do not fit in memory
+    conditional: bool = True  # whether the network is given the class, where the data has classes
+    label_dropout: float = 0.1  # probability of hiding a sample's class (conditional networks)
+    flip: bool = False  # mirror half of the images
+    augment: float = 0.0  # probability of each of EDM's augmentations; the network is told them
+
+    network: str = "unet"  # unet, or mlp for points
     model: ModelConfig = field(default_factory=ModelConfig)
+    init: str = ""  # a model file whose weights training starts from
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     iterations: int = 4000
-    batch: int = 128
+    batch: int = 128  # samples per iteration, over all ranks
+    accumulation: int = 1  # parts in which a rank's share of the batch is computed
+    optimizer: str = "adam"  # adam, or adamw
     learning_rate: float = 2e-3
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])  # Adam
-    warmup: int = 100  # iterations of linear warm-up; a cosine to 0 follows
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])  # Adam's
+    weight_decay: float = 0.0  # adam: added to the gradient; adamw: decoupled
+    schedule: str = "cosine"  # cosine (to 0), or constant
+    warmup: int = 100  # iterations of linear warm-up
     grad_clip: float = 1.0  # largest gradient norm; 0 turns clipping off
-    ema: float = 0.999  # largest decay; the decay at iteration i is min(ema, (1 + i) / (10 + i))
-    label_dropout: float = 0.1  # probability of hiding a sample's class (conditional networks)
+    nonfinite_limit: int = (
+        10  # updates in a row that are skipped for a gradient that is not finite, before the run ends
+    )
 
-    P_mean: float = -1.2  # ln(sigma) of the training noise is normal: its mean ...
-    P_std: float = 1.2  # ... and its standard deviation (EDM, table 1)
-    sigma_data: float = 0.5
+    ema: list[float] = field(default_factory=lambda: [0.999])  # largest decays; model.safetensors is the first's
+    ema_warmup: float = 10.0  # the decay at iteration i is at most (1 + i) / (ema_warmup + i); 1: no warm-up
+    posthoc_ema: list[float] = field(default_factory=list)  # sigma_rel of the power-function averages, as 0.05, 0.1
+    posthoc_every: int = 500  # iterations between their snapshots
 
     seed: int = 0
     device: str = "auto"  # auto: CUDA when there is one, else the CPU
-    amp: str = "auto"  # bfloat16 (autocast), none, or auto: bfloat16 with CUDA (on a CPU it is slower)
-    log_every: int = 50  # iterations per row of the loss log
-    evaluate_every: int = 500  # iterations between losses of the averaged network on the held-out images
+    amp: str = "auto"  # bfloat16, float16 (autocast), none, or auto: bfloat16 with CUDA (on a CPU it is slower)
+    channels_last: bool = False
+    compile: bool = False  # torch.compile the network
+    parallel: str = "ddp"  # under torchrun: ddp, or fsdp (weights, moments and averages in shards)
+
+    log_every: int = 50  # iterations per row of the log
+    evaluate_every: int = 500  # iterations between losses of the averaged network on held-out samples
     checkpoint_every: int = 500
+    keep: int = 2  # checkpoints that are kept
+    sample_every: int = 0  # iterations between grids of samples of the averaged network; 0: none
+    samples: int = 64  # samples of a grid
+    reference: str = ""  # train or test: with each grid, the Frechet distance of its samples to that split
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as nested plain dictionaries."""
@@ -85,9 +170,23 @@ class TrainConfig:
             ConfigError: naming the key, what was wanted and what came.
         """
         _check_run(self)
-        for key in ("P_std", "sigma_data"):
-            _require(0 < getattr(self, key) < math.inf, key, "positive and finite", getattr(self, key))
+        self.objective.check()
+        for key in ("accumulation", "nonfinite_limit", "posthoc_every", "keep", "samples"):
+            _require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        for key in ("workers", "sample_every"):
+            _require(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", "at least 0 and finite", self.weight_decay)
         _require(0 <= self.label_dropout < 1, "label_dropout", "in [0, 1)", self.label_dropout)
+        _require(0 <= self.augment <= 1, "augment", "in [0, 1]", self.augment)
+        _require(1 <= self.ema_warmup < math.inf, "ema_warmup", "at least 1 and finite", self.ema_warmup)
+        _require(len(self.ema) > 0, "ema", "at least one decay", self.ema)
+        for value in self.posthoc_ema:
+            _require(0 < value < 0.28, "posthoc_ema", "between 0 and 0.28", value)
+        _choose(self, "network", ("unet", "mlp"))
+        _choose(self, "optimizer", ("adam", "adamw"))
+        _choose(self, "schedule", ("cosine", "constant"))
+        _choose(self, "parallel", ("ddp", "fsdp"))
+        _choose(self, "reference", ("", "train", "test"))
 
 
 @dataclass
@@ -153,8 +252,8 @@ class DiscriminatorConfig:
         _require(0 < self.sigma_min < math.inf, "sigma_min", "positive and finite", self.sigma_min)
         wanted = f"above sigma_min = {self.sigma_min} and finite"
         _require(self.sigma_min < self.sigma_max < math.inf, "sigma_max", wanted, self.sigma_max)
-        _require(self.start in ("denoiser", "scratch"), "start", "denoiser or scratch", self.start)
-        _require(self.temporal_weight in ("none", "time"), "temporal_weight", "none or time", self.temporal_weight)
+        _choose(self, "start", ("denoiser", "scratch"))
+        _choose(self, "temporal_weight", ("none", "time"))
 
 
 def _check_run(config: TrainConfig | DiscriminatorConfig) -> None:
@@ -164,10 +263,11 @@ def _check_run(config: TrainConfig | DiscriminatorConfig) -> None:
     for key in ("warmup", "grad_clip", "seed"):
         _require(getattr(config, key) >= 0, key, "at least 0", getattr(config, key))
     _require(0 < config.learning_rate < math.inf, "learning_rate", "positive and finite", config.learning_rate)
-    _require(0 <= config.ema < 1, "ema", "in [0, 1)", config.ema)
+    for decay in config.ema if isinstance(config.ema, list) else [config.ema]:
+        _require(0 <= decay < 1, "ema", "in [0, 1)", decay)
     betas_ok = len(config.betas) == 2 and all(0 <= beta < 1 for beta in config.betas)
     _require(betas_ok, "betas", "two numbers in [0, 1)", config.betas)
-    _require(config.amp in ("auto", "bfloat16", "none"), "amp", "auto, bfloat16 or none", config.amp)
+    _choose(config, "amp", ("auto", "bfloat16", "float16", "none"))
 
 
 def _require(ok: bool, key: str, wanted: str, got: Any) -> None:
@@ -175,14 +275,24 @@ def _require(ok: bool, key: str, wanted: str, got: Any) -> None:
         raise ConfigError(f"{key} must be {wanted}, got {got!r}")
 
 
-def load_train_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Defaults, then the YAML `file`, then `key=value` overrides (nested keys with dots: `model.width=64`).
+def _choose(config: Any, key: str, choices: Sequence[str]) -> None:
+    names = [choice or "empty" for choice in choices]
+    _require(getattr(config, key) in choices, key, f"{', '.join(names[:-1])} or {names[-1]}", getattr(config, key))
+
+
+_LISTS = ("ema", "posthoc_ema", "objective.gamma")
+
+
+def load_train_config(
+    file: str | Path | None = None, overrides: Sequence[str] = (), preset: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """Defaults, then `preset`, then the YAML `file`, then `key=value` overrides (nested: `model.width=64`).
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown (the message names the nearest known one), a
             value has the wrong type or is out of range.
     """
-    return _checked(load_config(TrainConfig, file, map(_assignment, overrides)))
+    return _checked(load_config(TrainConfig, file, map(_assignment, overrides), _LISTS, preset))
 
 
 def load_discriminator_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -> DiscriminatorConfig:
@@ -199,11 +309,12 @@ def load_config(
     file: str | Path | None,
     changes: Iterable[Mapping[str, Any]] = (),
     lists: Collection[str] = (),
+    preset: Mapping[str, Any] | None = None,
 ) -> _Config:
-    """Defaults of the dataclass `kind`, then the YAML `file`, then `changes`.
+    """Defaults of the dataclass `kind`, then `preset`, then the YAML `file`, then `changes`.
 
     Args:
-        lists: keys that may be one value in place of a list.
+        lists: keys (nested ones with dots) that may be one value in place of a list.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown (the message names the nearest known one), or a value has
@@ -211,19 +322,30 @@ def load_config(
     """
     config = OmegaConf.structured(kind)
     known: Any = OmegaConf.to_container(config)
-    sources = [] if file is None else [(f"{file}: ", OmegaConf.to_container(_read_yaml(file)))]
+    sources: list[tuple[str, Any]] = [] if preset is None else [("preset: ", dict(preset))]
+    sources += [] if file is None else [(f"{file}: ", OmegaConf.to_container(_read_yaml(file)))]
     for origin, source in [*sources, *(("", dict(change)) for change in changes)]:
         _check_keys(origin, source, known)
-        assert isinstance(source, dict)
-        wrapped = {k: [v] if k in lists and not isinstance(v, (list, tuple)) else v for k, v in source.items()}
         try:
-            config = OmegaConf.merge(config, wrapped)
+            config = OmegaConf.merge(config, _wrapped(source, lists))
         except OmegaConfBaseException as error:
             key = getattr(error, "full_key", None)
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{origin}{key}: {reason}" if key else f"{origin}{reason}") from None
     result = OmegaConf.to_object(config)
     assert isinstance(result, kind)
+    return result
+
+
+def _wrapped(source: dict[str, Any], lists: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """`source` with the single values of `lists` as lists."""
+    result = {}
+    for key, value in source.items():
+        if isinstance(value, dict):
+            value = _wrapped(value, lists, f"{prefix}{key}.")
+        elif f"{prefix}{key}" in lists and not isinstance(value, (list, tuple)):
+            value = [value]
+        result[key] = value
     return result
 
 
@@ -258,7 +380,9 @@ def _check_keys(origin: str, given: Any, known: dict[str, Any], prefix: str = ""
         raise ConfigError(f"{origin}{prefix.rstrip('.')} must be a mapping of keys to values, got {given!r}")
     for key, value in given.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            nested = {inner: f"{k}.{inner}" for k, v in known.items() if isinstance(v, dict) for inner in v}
+            names = {**nested, **{k: k for k in known}}
+            near = names[difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)[0]]
             raise ConfigError(f"{origin}unknown key {prefix}{key}; did you mean {prefix}{near}?")
         if isinstance(known[key], dict):
             _check_keys(origin, value, known[key], f"{prefix}{key}.")

@@ -23,9 +23,21 @@ def test_defaults_file_and_overrides_in_that_order(tmp_path):
     assert (config.model.width, config.model.mults, config.betas) == (16, [1, 2, 4], [0.9, 0.95])
 
 
+def test_a_preset_comes_before_the_file_and_one_value_is_a_list(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("objective:\n  gamma: 0.1\nema: 0.9\n")
+    preset = {"objective": {"name": "ddpm", "gamma": 0.2}, "batch": 5}
+    config = load_train_config(file, ["posthoc_ema=0.1"], preset)
+    assert (config.objective.name, config.objective.gamma, config.batch) == ("ddpm", [0.1], 5)
+    assert (config.ema, config.posthoc_ema) == ([0.9], [0.1])
+    assert load_train_config(None, ["objective.gamma=[0,0.2]"]).objective.gamma == [0.0, 0.2]
+    with pytest.raises(ConfigError, match="preset: unknown key batches; did you mean batch"):
+        load_train_config(None, [], {"batches": 3})
+
+
 def test_as_dict_round_trips(tmp_path):
     config = load_train_config(None, ["seed=3"])
-    overrides = [f"{key}={value}" for key, value in config.as_dict().items() if key != "model"]
+    overrides = [f"{key}={value}" for key, value in config.as_dict().items() if key not in ("model", "objective")]
     assert load_train_config(None, overrides).as_dict() == config.as_dict()
 
 
@@ -37,7 +49,8 @@ def test_the_shipped_configuration_is_valid():
     ("override", "wanted"),
     [
         ("learning_rat=1", "unknown key learning_rat; did you mean learning_rate?"),
-        ("p_mean=1", "unknown key p_mean; did you mean P_mean?"),
+        ("p_mean=1", "unknown key p_mean; did you mean objective.P_mean?"),
+        ("objective.Pmean=1", "unknown key objective.Pmean; did you mean objective.P_mean?"),
         ("model.withd=8", "unknown key model.withd; did you mean model.width?"),
         ("batch.size=8", "batch"),
         ("zzz=1", "unknown key zzz; did you mean"),
@@ -48,11 +61,23 @@ def test_the_shipped_configuration_is_valid():
         ("seed=-1", "seed must be at least 0"),
         ("learning_rate=nan", "learning_rate must be positive and finite"),
         ("learning_rate=0", "learning_rate must be positive"),
-        ("sigma_data=inf", "sigma_data must be positive and finite"),
+        ("objective.sigma_data=inf", "objective.sigma_data must be positive and finite"),
+        ("objective.T=0", "objective.T must be at least 1"),
+        ("objective.sigma_max=0.001", "objective.sigma_max must be above sigma_min = 0.01 and finite"),
+        ("objective.gamma=-1", "objective.gamma must be a number of at least 0, or two"),
+        ("objective.gamma=[0,0.1,0.2]", "objective.gamma must be a number of at least 0, or two"),
+        ("objective.P_mean=nan", "objective.P_mean must be finite"),
+        ("ema=[]", "ema must be at least one decay"),
+        ("ema_warmup=0", "ema_warmup must be at least 1 and finite, got 0.0"),
+        ("posthoc_ema=[0.1,0.3]", "posthoc_ema must be between 0 and 0.28, got 0.3"),
+        ("keep=0", "keep must be at least 1"),
+        ("augment=2", r"augment must be in \[0, 1\]"),
+        ("schedule=linear", "schedule must be cosine or constant, got 'linear'"),
+        ("reference=dev", "reference must be empty, train or test, got 'dev'"),
         ("ema=1", r"ema must be in \[0, 1\), got 1.0"),
         ("label_dropout=1.5", "label_dropout must be in"),
         ("betas=[0.9]", "betas must be two numbers"),
-        ("amp=fp16", "amp must be auto, bfloat16 or none, got 'fp16'"),
+        ("amp=fp16", "amp must be auto, bfloat16, float16 or none, got 'fp16'"),
     ],
 )
 def test_a_bad_override_is_named_in_one_line(override, wanted):
