@@ -58,7 +58,8 @@ class Encoder(UNet):
             dropout: of the copy's residual blocks.
 
         Raises:
-            ValueError: `sigma_data` is not known, or `conditional` with an unconditional denoiser.
+            ValueError: `sigma_data` is not known, `conditional` with an unconditional denoiser, or a denoiser that is
+                told sigma itself.
         """
         if conditional and not denoiser.label_dim:
             raise ValueError("conditional must be False for a denoiser without classes")
@@ -66,7 +67,10 @@ class Encoder(UNet):
         if not known:
             raise ValueError("sigma_data must be given for a denoiser that was not loaded from a file")
         classes = denoiser.label_dim if conditional else 0
-        encoder = cls(float(known), **{**denoiser.config, "label_dim": classes, "dropout": dropout})
+        if denoiser.log_time or denoiser.scale_by_sigma:
+            raise ValueError("denoiser must be told EDM's ln(sigma) / 4, not sigma (log_time, scale_by_sigma)")
+        changes = {"label_dim": classes, "dropout": dropout, "augment_dim": 0, "learned_variance": False}
+        encoder = cls(float(known), **{**denoiser.config, **changes})
         weights = {name: tensor.detach().clone() for name, tensor in denoiser.state_dict().items()}
         if denoiser.label_embedding is not None and not conditional:
             last = f"noise_embedding.{len(denoiser.noise_embedding) - 1}.bias"
@@ -74,7 +78,9 @@ class Encoder(UNet):
         encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()}, assign=True)
         return encoder.requires_grad_(True)
 
-    def forward(self, y: Tensor, tau: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]  # no augment_labels
+        self, y: Tensor, tau: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
         """Features [B, width * mults[-1], h, w] of states y [B, C, H, W] at times tau [B]; labels as for `UNet`."""
         sigma = _sigma(tau)
         if self.sigma_data is not None:

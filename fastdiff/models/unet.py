@@ -1,9 +1,9 @@
-"""A small class-conditional U-Net: the raw network ``F(x, c_noise, labels)`` of EDM's preconditioning.
+"""A small class-conditional U-Net: the raw network ``F(x, time, labels)`` of any objective.
 
 It is built for images of 8 to 64 pixels on one CPU core: an optional pixel-unshuffle makes the trunk small,
 residual blocks are modulated by the noise level (adaptive group normalisation, Dhariwal & Nichol 2021,
 section 3), and self-attention runs where the picture is smallest. The default configuration is the one of the
-shipped digits model.
+shipped digits model, which is told EDM's c_noise = ln(sigma) / 4.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .times import phases, sinusoids
+
 __all__ = ["UNet"]
 
 _GROUPS = 8
-_NOISE_SCALE = 250.0  # c_noise = ln(sigma)/4 spans a few units; the sinusoids want radians in the hundreds
 
 
 def _zero(module: nn.Module) -> nn.Module:
@@ -27,14 +28,6 @@ def _zero(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def _sinusoids(phase: Tensor, channels: int) -> Tensor:
-    """[B] -> [B, channels]: cosines and sines of `phase` at frequencies from 1 down to 1e-4."""
-    half = channels // 2
-    steps = torch.arange(half, device=phase.device, dtype=phase.dtype)
-    angles = phase[:, None] * torch.exp(steps * (-math.log(1e4) / half))
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def _stages(stages: nn.ModuleList) -> list[nn.ModuleList]:
@@ -83,7 +76,7 @@ class _Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """The raw network `F(x, c_noise, labels=None)`; wrap it in EDM's preconditioning to denoise.
+    """The raw network `F(x, time, labels=None, augment_labels=None)`; what it predicts is its training's matter.
 
     Args:
         image_size: height and width of the square image; a multiple of `patch * 2 ** (len(mults) - 1)`.
@@ -99,6 +92,13 @@ class UNet(nn.Module):
         label_dim: number of classes, or 0 for an unconditional network.
         dropout: dropout probability inside the residual blocks, in [0, 1).
         patch: pixel-unshuffle factor at the input, undone at the output.
+        learned_variance: 2 C output channels: prediction, then variance (Nichol & Dhariwal 2021, equation 15).
+        time_scale: radians of the fastest sinusoid per unit of time: 250 for EDM's c_noise (the default), 1 for steps
+            of a chain of 1000, 1000 for times in [0, 1].
+        log_time: read ln(time) / 4 in place of time, which is then positive: for networks told sigma itself.
+        scale_by_sigma: divide the output by the time, which is then sigma: the scale of a score (Song & Ermon 2020,
+            technique 3; NCSN++). Not with `learned_variance`.
+        augment_dim: numbers that say how a sample was augmented (Karras et al. 2022, appendix F.2); 0: none.
 
     Attributes:
         label_dim: number of classes (0: the network takes no labels).
@@ -123,18 +123,25 @@ class UNet(nn.Module):
         label_dim: int = 0,
         dropout: float = 0.0,
         patch: int = 2,
+        learned_variance: bool = False,
+        time_scale: float = 250.0,
+        log_time: bool = False,
+        scale_by_sigma: bool = False,
+        augment_dim: int = 0,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
             "image_size": image_size, "channels": channels, "width": width, "mults": list(mults), "blocks":
             blocks, "attention": list(attention), "heads": heads, "embedding": embedding, "label_dim":
-            label_dim, "dropout": dropout, "patch": patch,
+            label_dim, "dropout": dropout, "patch": patch, "learned_variance": learned_variance, "time_scale":
+            time_scale, "log_time": log_time, "scale_by_sigma": scale_by_sigma, "augment_dim": augment_dim,
         }  # fmt: skip
         _check(**self.config)
         self.metadata: dict[str, Any] = {}
         self.label_dim = label_dim
         self.sample_shape = (channels, image_size, image_size)
         self.patch = patch
+        self.time_scale, self.log_time, self.scale_by_sigma = time_scale, log_time, scale_by_sigma
         self.noise_channels = 2 * width
 
         self.noise_embedding = nn.Sequential(
@@ -142,6 +149,8 @@ class UNet(nn.Module):
         )
         # The last row is the class of samples without a label (classifier-free training and sampling).
         self.label_embedding = nn.Embedding(label_dim + 1, embedding) if label_dim else None
+        # Without a bias: all zeros, an image as it is, is what sampling asks for.
+        self.augment_embedding = nn.Linear(augment_dim, embedding, bias=False) if augment_dim else None
 
         def block(fan_in: int, level: int) -> _Block:
             own_heads = heads if level in attention else 0
@@ -167,43 +176,52 @@ class UNet(nn.Module):
                 fan = width * mults[level]
             self.decoder.append(stage)
         self.norm = nn.GroupNorm(_GROUPS, fan)
-        self.out = _zero(nn.Conv2d(fan, channels * patch**2, 3, padding=1))
+        self.out = _zero(nn.Conv2d(fan, (1 + learned_variance) * channels * patch**2, 3, padding=1))
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
         """One evaluation.
 
         Args:
             x: [B, C, H, W] scaled noisy images, of the parameters' dtype (any dtype under autocast).
-            c_noise: [B] (or a scalar tensor) noise conditioning, EDM's `ln(sigma) / 4`.
+            time: [B] (or a scalar tensor) of any dtype, what the objective tells its network: EDM's `ln(sigma) / 4`,
+                a step of a chain, sigma, a time in [0, 1].
             labels: int64 [B] class indices in [0, label_dim), -1 for "no class"; None is -1 for every sample.
                 Values are not checked here: that would read the tensor back from its device.
+            augment_labels: floating [B, augment_dim]; None is all zeros, an image that was not augmented.
 
         Returns:
-            [B, C, H, W] raw output.
+            [B, C, H, W] raw output; [B, 2 C, H, W] with `learned_variance`.
 
         Raises:
-            ValueError: `x` or `labels` has another shape or dtype, or labels were given to an unconditional
-                network.
+            ValueError: `x`, `labels` or `augment_labels` has another shape or dtype, or labels were given to a network
+                without them.
         """
-        x, skips, embedding = self.encode(x, c_noise, labels)
+        x, skips, embedding = self.encode(x, time, labels, augment_labels)
         for level, stage in enumerate(_stages(self.decoder)):
             if level:
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             for block in stage:
                 x = block(torch.cat([x, skips.pop()], dim=1), embedding)
-        return F.pixel_shuffle(self.out(F.silu(self.norm(x))), self.patch)
+        output = F.pixel_shuffle(self.out(F.silu(self.norm(x))), self.patch)
+        return output / time.to(output.dtype).reshape(-1, 1, 1, 1) if self.scale_by_sigma else output
 
-    def encode(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
+    def encode(
+        self, x: Tensor, time: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
         """The way down: (output of the middle block, outputs of the encoder's blocks, embedding); see `forward`."""
         if x.dim() != 4 or tuple(x.shape[1:]) != self.sample_shape:
             raise ValueError(f"UNet: x must be [B, {', '.join(map(str, self.sample_shape))}], got {list(x.shape)}")
-        phase = c_noise.to(torch.promote_types(c_noise.dtype, torch.float32)) * _NOISE_SCALE
-        waves = _sinusoids(phase.expand(x.shape[0]), self.noise_channels)
+        phase = phases(time, self.time_scale, self.log_time)
+        waves = sinusoids(phase.expand(x.shape[0]), self.noise_channels)
         embedding = self.noise_embedding(waves.to(x.dtype))
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(self._classes(labels, x))
         elif labels is not None:
             raise ValueError("UNet: labels were given but the network is unconditional (label_dim = 0)")
+        if augment_labels is not None:
+            embedding = embedding + self._augmentation(augment_labels, x)
         embedding = F.silu(embedding)
 
         x = self.stem(F.pixel_unshuffle(x, self.patch))
@@ -224,10 +242,21 @@ class UNet(nn.Module):
             raise ValueError(f"UNet: labels must be int64 [{x.shape[0]}], got {labels.dtype} {list(labels.shape)}")
         return torch.where(labels == -1, self.label_dim, labels)
 
+    def _augmentation(self, augment_labels: Tensor, x: Tensor) -> Tensor:
+        if self.augment_embedding is None:
+            raise ValueError("UNet: augment_labels were given but the network takes none (augment_dim = 0)")
+        shape = (x.shape[0], self.augment_embedding.in_features)
+        if not augment_labels.is_floating_point() or augment_labels.shape != shape:
+            got = f"{augment_labels.dtype} {list(augment_labels.shape)}"
+            raise ValueError(f"UNet: augment_labels must be floating {list(shape)}, got {got}")
+        embedding: Tensor = self.augment_embedding(augment_labels.to(x.dtype))
+        return embedding
+
 
 def _check(
     image_size: int, channels: int, width: int, mults: Sequence[int], blocks: int, attention: Sequence[int],
-    heads: int, embedding: int, label_dim: int, dropout: float, patch: int,
+    heads: int, embedding: int, label_dim: int, dropout: float, patch: int, learned_variance: bool,
+    time_scale: float, log_time: bool, scale_by_sigma: bool, augment_dim: int,
 ) -> None:  # fmt: skip
     """Refuses a configuration that cannot be built; the message names the argument."""
     positive = {"channels": channels, "width": width, "blocks": blocks, "heads": heads, "patch": patch}
@@ -251,3 +280,13 @@ def _check(
         raise ValueError(f"UNet: label_dim must be 0 (unconditional) or positive, got {label_dim}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"UNet: dropout must be in [0, 1), got {dropout}")
+    switches = {"learned_variance": learned_variance, "log_time": log_time, "scale_by_sigma": scale_by_sigma}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"UNet: {name} must be True or False, got {value!r}")
+    if not 0.0 < time_scale < math.inf:
+        raise ValueError(f"UNet: time_scale must be positive and finite, got {time_scale}")
+    if learned_variance and scale_by_sigma:
+        raise ValueError("UNet: scale_by_sigma must be False with learned_variance: a score has no variance to learn")
+    if augment_dim < 0:
+        raise ValueError(f"UNet: augment_dim must be 0 (none) or positive, got {augment_dim}")

@@ -58,6 +58,22 @@ def test_starts_as_the_denoisers_way_down_at_the_same_noise(denoiser):
         assert (got - wanted).abs().max() < bound * wanted.abs().max()
 
 
+def test_what_a_denoiser_has_beyond_its_way_down_is_left_behind(denoiser):
+    options = {"augment_dim": 9, "learned_variance": True, "time_scale": 100.0}
+    other = moved(UNet(**{**denoiser.config, **options}))
+    encoder = Discriminator.from_denoiser(other, sigma_data=0.5).eval().encoder
+    y, tau = states()
+    assert encoder.config["time_scale"] == 100.0
+    assert encoder.augment_embedding is None
+    assert encoder(y, tau).isfinite().all()
+
+
+def test_a_denoiser_that_is_told_sigma_itself_is_refused(denoiser):
+    for option in ("log_time", "scale_by_sigma"):
+        with pytest.raises(ValueError, match=option):
+            Discriminator.from_denoiser(UNet(**SMALL, **{option: True}), sigma_data=0.5)
+
+
 def test_the_copy_is_trainable_and_the_denoiser_untouched(denoiser):
     before = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
     model = Discriminator.from_denoiser(denoiser.requires_grad_(False), dropout=0.2, hidden=16)
