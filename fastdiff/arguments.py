@@ -150,11 +150,9 @@ def clip_range(clip_denoised: bool | Sequence[float]) -> tuple[float, float] | N
     return lo, hi
 
 
-def explicit_levels(process: Process, sigmas: Sequence[float] | None, timesteps: Sequence[int] | None) -> Any:
-    """The explicit levels a process understands: timesteps of a VP process, else sigmas; None if neither is given."""
-    discrete = hasattr(process, "betas")
-    if sigmas is not None and discrete:
-        raise ValueError("sigmas must be left out for a VP process; give timesteps")
-    if timesteps is not None and not discrete:
-        raise ValueError("timesteps must be left out for a VE process; give sigmas")
+def explicit_levels(process: Process, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None) -> Any:
+    """The explicit levels a process understands, sigmas (VE) or timesteps (VP, flow); None if neither is given."""
+    for name, values in (("sigmas", sigmas), ("timesteps", timesteps)):
+        if values is not None and name != process.explicit:
+            raise ValueError(f"{name} must be left out for process {type(process).__name__}; give {process.explicit}")
     return sigmas if sigmas is not None else timesteps

@@ -84,6 +84,17 @@ class Score(Prediction):
         return Coefficients(1 / level.alpha, level.sigma**2 / level.alpha)
 
 
+class FlowVelocity(Prediction):
+    """F predicts z - x_0, the velocity of x_t = (1 - t) x_0 + t z (Lipman et al. 2023, Eq. 23): x_0 = x - t F."""
+
+    name = "flow"
+
+    def coefficients(self, level: Level) -> Coefficients:
+        if max(map(abs, each(level.alpha + level.sigma - 1))) > 1e-6:
+            raise ValueError('prediction="flow" is defined for alpha + sigma = 1, so process must be "flow"')
+        return Coefficients(1.0, -level.sigma)
+
+
 class PreviousX(Prediction):
     """F predicts the posterior mean of the previous state (guided-diffusion's PREVIOUS_X); `ddpm` uses F as the mean.
 
@@ -131,11 +142,11 @@ class EDMPrediction(Prediction):
         return np.log(level.sigma_ve) / 4
 
 
-_KNOWN = {p.name: p for p in (Eps, X0, V, Score, PreviousX, EDMPrediction)}
+_KNOWN = {p.name: p for p in (Eps, X0, V, Score, FlowVelocity, PreviousX, EDMPrediction)}
 
 
 def get_prediction(prediction: str | Prediction) -> Prediction:
-    """A prediction by name (eps, x0, v, score, previous_x, edm) or as it is."""
+    """A prediction by name (eps, x0, v, score, flow, previous_x, edm) or as it is."""
     if isinstance(prediction, Prediction):
         return prediction
     if prediction not in _KNOWN:

@@ -71,9 +71,10 @@ class Levels(Sequence[Level]):
 
 
 class Process:
-    """What a solver and the sampler need to know of a process; subclasses: VE, EDM, VP."""
+    """What a solver and the sampler need to know of a process; subclasses: VE, EDM, VP; in `continuous`: Flow, SDEProcess."""
 
     integer_time = False
+    explicit = "sigmas"  # what its levels are given as: "sigmas" or "timesteps"
 
     def levels(
         self, steps: int | str | None, schedule: str | Callable[..., Array] | None = None, **options: float
@@ -166,6 +167,8 @@ class VP(Process):
         betas: [T], in (0, 1].
         rescale_timesteps: tell the model t * 1000 / T as a float instead of the integer step t.
     """
+
+    explicit = "timesteps"
 
     def __init__(self, betas: Sequence[float] | Array, rescale_timesteps: bool = False):
         self.betas = np.asarray(betas, dtype=np.float64)
@@ -267,8 +270,12 @@ def named_schedule(schedule: str | Callable[..., Array]) -> Callable[..., Array]
 
 
 def get_process(process: str | Process) -> Process:
-    """A process by name ("edm", "ve", "vp" = linear betas, "vp_cosine") or as it is."""
-    known: dict[str, Callable[[], Process]] = {"edm": EDM, "ve": VE, "vp": VP.linear, "vp_cosine": VP.cosine}
+    """A process by name ("edm", "ve", "vp" = linear betas, "vp_cosine", "flow") or as it is."""
+    from .continuous import Flow
+
+    known: dict[str, Callable[[], Process]] = {
+        "edm": EDM, "ve": VE, "vp": VP.linear, "vp_cosine": VP.cosine, "flow": Flow,
+    }  # fmt: skip
     if isinstance(process, Process):
         return process
     if process not in known:

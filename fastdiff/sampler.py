@@ -55,8 +55,8 @@ class Sampler:
         model: any callable `(x, t, **cond) -> output` that does not write to x; x is [B, ...] of any rank, t is [B]:
             sigma (VE, EDM), the timestep (VP) or ln(sigma)/4 (prediction "edm"). An output of twice the channels
             (dim 1) has a variance half.
-        process: "edm", "ve", "vp", "vp_cosine" or a `Process`.
-        prediction: what the output means: "x0", "eps", "v", "score", "previous_x", "edm" or a `Prediction`.
+        process: "edm", "ve", "vp", "vp_cosine", "flow" or a `Process`.
+        prediction: what the output means: "x0", "eps", "v", "score", "flow", "previous_x", "edm" or a `Prediction`.
         solver: "heun", "euler", "ddim", "ddim_inversion", "ddpm", "time_shift", "s_pndm", "f_pndm" or a generator
             function (see `fastdiff.solvers`).
         steps: number of steps, default 18 (VP: all of the process's); for VP also "10,5,5" or "ddim50".

@@ -62,7 +62,15 @@ class _EpsilonScale(click.ParamType):
             self.fail(f"{value}: neither a number nor a file of fastdiff calibrate ({reason})", param, ctx)
 
 
+class _Steps(click.ParamType):
+    name = "steps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        return int(value) if str(value).isdecimal() else str(value)
+
+
 SEEDS = _Seeds()
+STEPS = _Steps()
 EPSILON_SCALE = _EpsilonScale()
 
 

@@ -9,11 +9,11 @@ import click
 import torch
 
 from ..guidance import Boosting, DiscriminatorGuidance
-from ..models import Discriminator, ModelFileError, UNet
-from ..opening import edm_sampler, open_device, open_discriminator, open_network
+from ..models import Discriminator, ModelFileError
+from ..opening import default_settings, network_sampler, open_device, open_discriminator, open_network
 from ..sampler import Sampler
 from . import CliError
-from .arguments import flag
+from .arguments import STEPS, flag
 
 __all__ = ["Opened", "named_device", "open_sampler", "sampler_flags"]
 
@@ -23,8 +23,8 @@ _WEIGHTS = "w_1st", "w_2nd"
 
 _FLAGS = (
     click.option("--network", default="digits", show_default=True, metavar="FILE", help="A model file, or digits."),
-    click.option("--solver", default="heun", show_default=True, metavar="NAME", help="heun, euler, ddim or ddpm."),
-    click.option("--steps", type=int, default=18, show_default=True, help="Sampling steps."),
+    click.option("--solver", metavar="NAME", help="heun, euler, ddim, ddpm, ...  [default: what suits the network]"),
+    click.option("--steps", type=STEPS, metavar="N", help="Steps, or a respacing  [default: EDM 18, chains 100]"),
     click.option("--discriminator", metavar="FILE", help="Discriminator guidance (EDM-G++) with this model file."),
     flag("w_1st", type=float, help="Its weight in a step's first evaluation  [default: 2]."),
     flag("w_2nd", type=float, help="Its weight in Heun's second evaluation  [default: 0]."),
@@ -33,9 +33,9 @@ _FLAGS = (
     flag("S_min", type=float, help="Lowest level that is churned."),
     flag("S_max", type=float, help="Highest level that is churned."),
     flag("S_noise", type=float, help="Standard deviation of the added noise."),
-    flag("rho", type=float, default=7.0, show_default=True, help="Exponent of the Karras schedule."),
-    flag("sigma_min", type=float, default=0.002, show_default=True, help="Lowest noise level."),
-    flag("sigma_max", type=float, default=80.0, show_default=True, help="Highest noise level."),
+    flag("rho", type=float, help="Exponent of the Karras schedule  [default: 7]"),
+    flag("sigma_min", type=float, help="Lowest noise level  [default: EDM 0.002]"),
+    flag("sigma_max", type=float, help="Highest noise level  [default: EDM 80]"),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: CUDA when there is one."),
 )
 
@@ -44,7 +44,7 @@ class Opened(NamedTuple):
     """A sampler and what it was made of; `settings` are those given, as JSON can hold them."""
 
     sampler: Sampler
-    model: UNet
+    model: Any
     device: torch.device
     settings: dict[str, Any]
 
@@ -76,7 +76,8 @@ def open_sampler(flags: dict[str, Any], epsilon_scale: Any = 1.0) -> Opened:
     except ModelFileError as error:
         raise CliError(f"--network: {error}") from None
     weights: dict[str, Any] = {name: flags[name] for name in _WEIGHTS if flags[name] is not None}
-    settings = {name: flags[name] for name in _SOLVER if flags[name] is not None}
+    given = {name: flags[name] for name in _SOLVER if flags[name] is not None}
+    settings = {**default_settings(model), **given}
     described = {"network": flags["network"], "digest": model.metadata["digest"], **settings}
     judge: Discriminator | None = None
     if flags["discriminator"] is not None:
@@ -90,7 +91,7 @@ def open_sampler(flags: dict[str, Any], epsilon_scale: Any = 1.0) -> Opened:
     try:
         boosting = Boosting() if flags["boosting"] else None
         guidance = None if judge is None else DiscriminatorGuidance(judge, **weights, boosting=boosting)
-        sampler = edm_sampler(model, **settings, epsilon_scale=epsilon_scale, guidance=guidance)
+        sampler = network_sampler(model, **settings, epsilon_scale=epsilon_scale, guidance=guidance)
     except (TypeError, ValueError) as error:
         raise CliError(str(error)) from None
     return Opened(sampler, model, device, described)

@@ -14,7 +14,7 @@ from ..config import ConfigError, load_config
 from ..data import load as load_data
 from ..errors import check_choice
 from ..guidance import DiscriminatorGuidance
-from ..opening import edm_sampler, open_discriminator, open_network
+from ..opening import network_sampler, open_discriminator, open_network
 from ..sampler import Sampler
 from .schedules import epsilon_scales
 
@@ -94,9 +94,22 @@ def open_exposure(config: ExposureConfig, device: torch.device) -> Exposure:
         judge = open_discriminator(config.discriminator, model, device)
         digests["discriminator"] = judge.metadata["digest"]
         guidance = DiscriminatorGuidance(judge, w_1st=config.w_1st, w_2nd=config.w_2nd)
-    names = ("solver", "steps", "rho", "epsilon_scale", "S_churn", "S_min", "S_max", "S_noise")
+    names = (
+        "solver",
+        "steps",
+        "rho",
+        "epsilon_scale",
+        "S_churn",
+        "S_min",
+        "S_max",
+        "S_noise",
+        "sigma_min",
+        "sigma_max",
+    )
     settings = {name: getattr(config, name) for name in names}
-    sampler = edm_sampler(model, config.sigma_min, config.sigma_max, guidance=guidance, **settings)
+    sampler = network_sampler(
+        model, sigma_min=config.sigma_min, sigma_max=config.sigma_max, guidance=guidance, **settings
+    )
     images = load_data(config.data, config.split)
     size, wanted = list(images.images.shape[1:]), list(model.sample_shape)
     if size != wanted:

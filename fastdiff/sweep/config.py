@@ -12,7 +12,7 @@ import torch
 from ..config import ConfigError, load_config
 from ..data import load as load_data
 from ..errors import check_choice, check_count
-from ..opening import edm_sampler, open_device, open_discriminator, open_network
+from ..opening import network_sampler, open_device, open_discriminator, open_network
 from .cells import grid
 from .runner import Sweep
 
@@ -91,7 +91,7 @@ def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> 
     if config.discriminator is not None:
         discriminator = open_discriminator(config.discriminator, model, device)
     churn = {name: getattr(config, name) for name in ("S_min", "S_max", "S_noise")}
-    sampler = edm_sampler(model, config.sigma_min, config.sigma_max, rho=config.rho, **churn)
+    sampler = network_sampler(model, sigma_min=config.sigma_min, sigma_max=config.sigma_max, rho=config.rho, **churn)
     images = load_data(config.data, config.split).images
     if tuple(images.shape[1:]) != tuple(model.sample_shape):
         wanted, got = list(model.sample_shape), list(images.shape[1:])

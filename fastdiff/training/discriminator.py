@@ -26,7 +26,7 @@ from ..guidance.vp import BETA_0, BETA_1, tau_of_sigma
 from ..models.discriminator import Discriminator
 from ..models.io import save
 from ..models.unet import UNet
-from ..opening import edm_sampler, open_network
+from ..opening import network_sampler, open_network
 from ..sampler import Sampler
 from .calibration import LN2, Report, assess, balanced_bce, vp_state
 from .run import Batches, TrainingRun, mix
@@ -246,7 +246,7 @@ class DiscriminatorTrainer(TrainingRun):
         config = self.config
         denoiser = open_network(config.network, self.device)
         try:
-            return edm_sampler(denoiser, solver=config.solver, steps=config.steps)
+            return network_sampler(denoiser, solver=config.solver, steps=config.steps)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"solver, steps: {error}") from None
 
