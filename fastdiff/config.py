@@ -353,7 +353,8 @@ def _assignment(override: str) -> dict[str, Any]:
     """`a.b=3` as nested mappings."""
     if "=" not in override:
         raise ConfigError(f"expected key=value, got {override!r}")
-    nested = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+    key, _, value = override.partition("=")
+    nested = OmegaConf.to_container(OmegaConf.from_dotlist([override if value else f"{key}=''"]))
     assert isinstance(nested, dict)
     return {str(key): value for key, value in nested.items()}
 
