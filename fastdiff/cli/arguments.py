@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__all__ = ["EPSILON_SCALE", "SEEDS", "flag", "parse_seeds"]
+__all__ = ["EPSILON_SCALE", "SEEDS", "STEPS", "flag", "parse_seeds"]
 
 _MOST_SEEDS = 1_000_000
 
@@ -66,6 +66,8 @@ class _Steps(click.ParamType):
     name = "steps"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if not re.fullmatch(r"(ddim)?\d+|\d+(,\d+)+", str(value)):
+            self.fail(f"expected a number, or a respacing such as 10,5,5 or ddim50, got {value!r}", param, ctx)
         return int(value) if str(value).isdecimal() else str(value)
 
 

@@ -107,9 +107,7 @@ def open_exposure(config: ExposureConfig, device: torch.device) -> Exposure:
         "sigma_max",
     )
     settings = {name: getattr(config, name) for name in names}
-    sampler = network_sampler(
-        model, sigma_min=config.sigma_min, sigma_max=config.sigma_max, guidance=guidance, **settings
-    )
+    sampler = network_sampler(model, guidance=guidance, **settings)
     images = load_data(config.data, config.split)
     size, wanted = list(images.images.shape[1:]), list(model.sample_shape)
     if size != wanted:
