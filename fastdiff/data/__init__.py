@@ -1,7 +1,25 @@
-"""Small real image sets that Python packages carry: nothing is downloaded."""
+"""Data sets by name: the digits that Python packages carry, points in the plane. Nothing is downloaded."""
 
 from __future__ import annotations
 
 from .digits import DATASETS, Images, digits8, digits16, load
+from .feed import fetch
+from .points import POINT_SETS, draw_points, point_set
+from .samples import DataError, InMemory, Samples
+from .sources import open_dataset
 
-__all__ = ["DATASETS", "Images", "digits8", "digits16", "load"]
+__all__ = [
+    "DATASETS",
+    "POINT_SETS",
+    "DataError",
+    "Images",
+    "InMemory",
+    "Samples",
+    "digits8",
+    "digits16",
+    "draw_points",
+    "fetch",
+    "load",
+    "open_dataset",
+    "point_set",
+]
