@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import ddpm_family, dg_family, edm_family, tables, ts_family
+from . import ddpm_family, dg_family, edm_family, loss_family, tables, ts_family
 from .cases import Case
 
-# Families that are tables of numbers: runner(case).
+# Families that are tables of numbers, or losses: runner(case).
 TABLE_RUNNERS: dict[tuple[str, str], Callable[[Case], None]] = {
     ("edm", "schedules"): tables.schedule_grids,
     ("ddpm", "beta_schedules"): tables.beta_schedules,
     ("ddpm", "gd_tables"): tables.posterior_tables,
     ("ddpm", "gd_respace"): tables.respacing,
+    ("ddpm", "gd_unit"): loss_family.check_unit,
+    ("ddpm", "gd_losses"): loss_family.check_loss,
+    ("ddpm", "ip_losses"): loss_family.check_loss,
+    ("ddpm", "gd_vb_terms"): loss_family.check_vb_terms,
+    ("ddpm", "gd_calc_bpd"): loss_family.check_bound,
 }
 # Families that run the library, by each of its routes: runner(case, route).
 ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from . import test_discriminator_guidance, test_edm, test_epsilon_scaling, test_guided_diffusion, test_time_shift
+from . import (
+    test_discriminator_guidance,
+    test_edm,
+    test_epsilon_scaling,
+    test_guided_diffusion,
+    test_losses,
+    test_time_shift,
+)
 from .cases import KNOWN_FAMILIES, ROOT, all_cases, data_folders
 from .registry import ROUTE_RUNNERS, TABLE_RUNNERS
 
@@ -27,7 +34,14 @@ def test_case_ids_are_unique(folder):
 
 
 def test_every_implemented_family_is_tested_in_one_file():
-    files = (test_edm, test_discriminator_guidance, test_guided_diffusion, test_epsilon_scaling, test_time_shift)
+    files = (
+        test_edm,
+        test_discriminator_guidance,
+        test_guided_diffusion,
+        test_epsilon_scaling,
+        test_time_shift,
+        test_losses,
+    )
     tested = [family for file in files for family in file.FAMILIES]
     assert sorted(tested) == sorted([*TABLE_RUNNERS, *ROUTE_RUNNERS])
 
