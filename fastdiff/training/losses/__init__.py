@@ -7,6 +7,7 @@ from .ddpm import ddpm_loss
 from .edm import edm_loss
 from .flow import flow_loss
 from .likelihoods import approx_standard_normal_cdf, discretized_gaussian_log_likelihood, normal_kl
+from .penalty import gradient_penalty
 from .score import dsm_loss, sliced_terms, ssm_loss, ssm_vr_loss
 from .sde import sde_ddpm_loss, sde_loss, smld_loss
 
@@ -18,6 +19,7 @@ __all__ = [
     "dsm_loss",
     "edm_loss",
     "flow_loss",
+    "gradient_penalty",
     "normal_kl",
     "prior_bpd",
     "reverse_step",
