@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Power:
 
     sigma_rel: float
 
-    @property
+    @cached_property
     def gamma(self) -> float:
         return gamma_of(self.sigma_rel)
 
