@@ -52,7 +52,7 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is learnt, and at which noise levels; see `fastdiff.training.objectives`."""
 
-    name: str = "edm"  # edm, ddpm, flow, sde, smld, dsm, ssm, ssm_vr
+    name: str = "edm"  # edm, ddpm, flow, sde, sde_ddpm, smld, dsm, ssm, ssm_vr
     prediction: str = "eps"  # ddpm: eps, x0, v, previous_x
     variance: str = "fixed_small"  # ddpm: fixed_small, fixed_large, learned, learned_range
     loss: str = "mse"  # ddpm: mse, rescaled_mse, kl, rescaled_kl
@@ -69,7 +69,6 @@ class ObjectiveConfig:
     N: int = 1000  # steps of the discrete chain
     likelihood_weighting: bool = False
     reduce_mean: bool = True  # a sample's loss is the mean over its elements; false: half the sum
-    continuous: bool = True
 
     levels: str = "auto"  # auto, uniform, antithetic, loss_second_moment, log_normal, log_snr, logit_normal
     P_mean: float = -1.2  # log_normal: ln(sigma) is normal with this mean ...
@@ -140,7 +139,7 @@ class TrainConfig:
     )
 
     ema: list[float] = field(default_factory=lambda: [0.999])  # largest decays; model.safetensors is the first's
-    ema_warmup: float = 10.0  # the decay at iteration i is at most (1 + i) / (ema_warmup + i); 1: no warm-up
+    ema_warmup: bool = True  # whether the decay at iteration i is at most (1 + i) / (10 + i)
     posthoc_ema: list[float] = field(default_factory=list)  # sigma_rel of the power-function averages, as 0.05, 0.1
     posthoc_every: int = 500  # iterations between their snapshots
 
@@ -178,7 +177,6 @@ class TrainConfig:
         _require(0 <= self.weight_decay < math.inf, "weight_decay", "at least 0 and finite", self.weight_decay)
         _require(0 <= self.label_dropout < 1, "label_dropout", "in [0, 1)", self.label_dropout)
         _require(0 <= self.augment <= 1, "augment", "in [0, 1]", self.augment)
-        _require(1 <= self.ema_warmup < math.inf, "ema_warmup", "at least 1 and finite", self.ema_warmup)
         _require(len(self.ema) > 0, "ema", "at least one decay", self.ema)
         for value in self.posthoc_ema:
             _require(0 < value < 0.28, "posthoc_ema", "between 0 and 0.28", value)

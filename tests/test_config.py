@@ -68,7 +68,6 @@ def test_the_shipped_configuration_is_valid():
         ("objective.gamma=[0,0.1,0.2]", "objective.gamma must be a number of at least 0, or two"),
         ("objective.P_mean=nan", "objective.P_mean must be finite"),
         ("ema=[]", "ema must be at least one decay"),
-        ("ema_warmup=0", "ema_warmup must be at least 1 and finite, got 0.0"),
         ("posthoc_ema=[0.1,0.3]", "posthoc_ema must be between 0 and 0.28, got 0.3"),
         ("keep=0", "keep must be at least 1"),
         ("augment=2", r"augment must be in \[0, 1\]"),
