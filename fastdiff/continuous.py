@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from .process import CLEAN, Array, Level, Levels, Process
 if TYPE_CHECKING:
     from .sde import SDE
 
-__all__ = ["Flow", "SDEProcess"]
+__all__ = ["Flow", "SDEProcess", "process_of"]
 
 
 class _InTime(Process):
@@ -79,15 +79,16 @@ class SDEProcess(_InTime):
 
     Args:
         sde: `fastdiff.sde.VESDE`, `VPSDE` or `subVPSDE`.
+        continuous: whether the model was trained at all times, or on the chain of N.
     """
 
-    def __init__(self, sde: SDE):
-        self.sde = sde
+    def __init__(self, sde: SDE, continuous: bool = True):
+        self.sde, self.continuous = sde, continuous
         self.last = sde.eps
 
     def level(self, t: float) -> Level:
         time = torch.tensor([t], dtype=torch.float64)
-        numbers = (self.sde.alpha(time), self.sde.sigma(time), self.sde.label(time))
+        numbers = (self.sde.alpha(time), self.sde.sigma(time), self.sde.label(time, self.continuous))
         return Level(*(float(number) for number in numbers))
 
     def level_at_sigma(self, sigma_ve: float) -> Level:
@@ -101,22 +102,22 @@ class SDEProcess(_InTime):
         return float(self.sde.prior_std)
 
 
-def process_of(description: dict[str, object]) -> Process:
+def process_of(description: Mapping[str, Any]) -> Process:
     """A process as a model file describes it: {"name": "vp", "betas": "linear", "T": 1000}, "flow", "sde", "ve", "edm".
 
     Raises:
         ValueError, TypeError: it describes none.
     """
-    from . import sde as sdes
     from .process import EDM, VE, VP
+    from .sde import get_sde
 
-    options = dict(description)
+    options: dict[str, Any] = dict(description)
     name = check_choice("process", options.pop("name", None), ("edm", "flow", "sde", "ve", "vp"))
     if name == "vp":
         makers = {"linear": VP.linear, "cosine": VP.cosine}
-        return makers[check_choice("betas", options.pop("betas", None), makers)](**options)  # type: ignore[arg-type]
+        return makers[check_choice("betas", options.pop("betas", None), makers)](**options)
     if name == "sde":
-        kinds = {"vp": sdes.VPSDE, "subvp": sdes.subVPSDE, "ve": sdes.VESDE}
-        return SDEProcess(kinds[check_choice("sde", options.pop("sde", None), kinds)](**options))  # type: ignore
-    kinds_in_time: dict[str, Callable[..., Process]] = {"edm": EDM, "ve": VE, "flow": Flow}
-    return kinds_in_time[name](**options)
+        continuous = options.pop("continuous", True)
+        return SDEProcess(get_sde(options.pop("sde", None), **options), continuous)
+    in_time: dict[str, Callable[..., Process]] = {"edm": EDM, "ve": VE, "flow": Flow}
+    return in_time[name](**options)
