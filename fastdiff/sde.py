@@ -66,6 +66,25 @@ class SDE:
         """(F, G) of one step of the chain of N: x_(i+1) = (1 + F) x_i + G z; here Euler's with dt = 1 / N."""
         return self.drift(t) / self.N, self.diffusion(t) / math.sqrt(self.N)
 
+    def reverse(
+        self, x: Tensor, score: Tensor, t: Tensor, *, probability_flow: bool = False, discrete: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The drift and the diffusion of the reverse process (Song et al. 2021, Eq. 6, and Eq. 13 its ODE).
+
+        Args:
+            x, score: [B, ...], the state and its score at t [B].
+            probability_flow: of the ODE: half the score, no diffusion.
+            discrete: of the chain of N, per step: (F x - G^2 score, G) of `discretize`, so x_i = x_(i+1) - drift + G z.
+
+        Returns:
+            (drift as x, at least float32; diffusion float64 [B]).
+        """
+        factor, diffusion = self.discretize(t) if discrete else (self.drift(t), self.diffusion(t))
+        kept = diffusion.square() * (0.5 if probability_flow else 1.0)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        drift = per_sample(factor, x).to(dtype) * x - per_sample(kept, x).to(dtype) * score
+        return drift, torch.zeros_like(diffusion) if probability_flow else diffusion
+
     def step(self, t: Tensor) -> Tensor:
         """The index of t in the tables of the chain of N: int64 [B], floor(t (N - 1))."""
         return (t.double() * (self.N - 1)).long()

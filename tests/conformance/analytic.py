@@ -28,15 +28,26 @@ class Mixture:
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, allowed: Tensor | None = None) -> Tensor:
         """E[x_0 | x = alpha x_0 + sigma z], float64 [B, ...]; alpha, sigma [B]; allowed: bool [B, K]."""
+        weight, offset, v = self._posterior(x, alpha, sigma, allowed)
+        shrink = alpha.double()[:, None] * self.variance / v
+        return (weight[:, :, None] * (self.mu + shrink[:, :, None] * offset)).sum(1).reshape(x.shape)
+
+    def score(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """grad log p of alpha x_0 + sigma z at x, float64 [B, ...]; precise for a small sigma, too."""
+        weight, offset, v = self._posterior(x, alpha, sigma, None)
+        return -((weight / v)[:, :, None] * offset).sum(1).reshape(x.shape)
+
+    def _posterior(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, allowed: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every component: its probability given x [B, K], x - alpha mu [B, K, D], and its variance [B, K]."""
         flat, alpha, sigma = x.double().flatten(1), alpha.double()[:, None], sigma.double()[:, None]
-        v = alpha**2 * self.variance + sigma**2  # [B, K]
-        offset = flat[:, None, :] - alpha[:, :, None] * self.mu  # [B, K, D]
+        v = alpha**2 * self.variance + sigma**2
+        offset = flat[:, None, :] - alpha[:, :, None] * self.mu
         log_weight = self.log_pi - 0.5 * flat.shape[1] * v.log() - 0.5 * offset.square().sum(-1) / v
         if allowed is not None:
             log_weight = log_weight.masked_fill(~allowed, -torch.inf)
-        weight = log_weight.softmax(1)
-        shrink = alpha * self.variance / v
-        return (weight[:, :, None] * (self.mu + shrink[:, :, None] * offset)).sum(1).reshape(x.shape)
+        return log_weight.softmax(1), offset, v
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
