@@ -33,14 +33,14 @@ class Objective:
 
     Args:
         config: what the subclasses read.
-        levels: draws the level of each sample.
-        penalty: weight of the gradient penalty.
+        device: of the tables.
+        bins: values that an element of the data can have, for the likelihood in the variational bound.
     """
 
     chooses: tuple[str, ...]  # names of `levels` it can be trained with, its own choice first
 
-    def __init__(self, config: ObjectiveConfig, device: torch.device):
-        self.config, self.device = config, device
+    def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
+        self.config, self.device, self.bins = config, device, bins
         name = self.chooses[0] if config.levels == "auto" else config.levels
         self.levels = self.level_sampler(check_choice("levels", name, self.chooses))
 
@@ -136,7 +136,7 @@ class DDPMObjective(Objective):
 
     chooses = ("uniform", "antithetic", "loss_second_moment", "log_snr")
 
-    def __init__(self, config: ObjectiveConfig, device: torch.device):
+    def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
         makers = {"linear": VP.linear, "cosine": VP.cosine}
         process = makers[check_choice("betas", config.betas, makers)](
             config.T, rescale_timesteps=config.rescale_timesteps
@@ -145,7 +145,7 @@ class DDPMObjective(Objective):
         self.gamma = input_perturbation(config.gamma, config.T)
         if config.perturbed_target and self.gamma is None:
             raise ConfigError("objective.perturbed_target must be false without a gamma, got True")
-        super().__init__(config, device)
+        super().__init__(config, device, bins)
 
     def level_sampler(self, name: str) -> samplers.LevelSampler:
         T = self.chain.T
@@ -168,6 +168,7 @@ class DDPMObjective(Objective):
             weighting=None if config.weighting == "none" else config.weighting,
             gamma=self.gamma,
             perturbed_target=config.perturbed_target,
+            bins=self.bins,
             cond=cond,
         ).loss
 
@@ -216,11 +217,11 @@ class SDEObjective(Objective):
 
     chooses = ("uniform", "antithetic")
 
-    def __init__(self, config: ObjectiveConfig, device: torch.device):
+    def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
         limits = ("sigma_min", "sigma_max") if config.sde == "ve" else ("beta_min", "beta_max")
         self.sde_options = {name: getattr(config, name) for name in (*limits, "N")}
         self.sde = sdes.get_sde(config.sde, **self.sde_options)
-        super().__init__(config, device)
+        super().__init__(config, device, bins)
 
     def level_sampler(self, name: str) -> samplers.LevelSampler:
         return samplers.UniformTime(self.sde.training_eps, self.sde.T, antithetic=name == "antithetic")
@@ -255,11 +256,11 @@ class _Ladder(Objective):
 
     chooses = ("uniform", "antithetic")
 
-    def __init__(self, config: ObjectiveConfig, device: torch.device):
+    def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
         ends = math.log(config.sigma_max), math.log(config.sigma_min)
         count = config.N if config.name == "smld" else config.noise_levels
         self.sigmas = torch.linspace(*ends, count, dtype=torch.float64).exp().to(device)
-        super().__init__(config, device)
+        super().__init__(config, device, bins)
 
     def level_sampler(self, name: str) -> samplers.LevelSampler:
         return {"uniform": samplers.Uniform, "antithetic": samplers.Antithetic}[name](len(self.sigmas))
@@ -275,9 +276,9 @@ class _Ladder(Objective):
 class SMLDObjective(_Ladder):
     """score-SDE's loss on a VE chain of N levels: `losses.smld_loss`."""
 
-    def __init__(self, config: ObjectiveConfig, device: torch.device):
+    def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
         self.sde = sdes.VESDE(config.sigma_min, config.sigma_max, config.N)
-        super().__init__(config, device)
+        super().__init__(config, device, bins)
 
     def sample_loss(self, network, x0, levels, noise, cond):  # type: ignore[no-untyped-def]
         def told_sigma(x: Tensor, label: Tensor, **given: Any) -> Tensor:
@@ -300,10 +301,10 @@ class ChainObjective(Objective):
 
     chooses = ("uniform", "antithetic")
 
-    def __init__(self, config: ObjectiveConfig, device: torch.device):
+    def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
         self.sde_options = {name: getattr(config, name) for name in ("beta_min", "beta_max", "N")}
         self.sde = sdes.VPSDE(**self.sde_options)
-        super().__init__(config, device)
+        super().__init__(config, device, bins)
 
     def level_sampler(self, name: str) -> samplers.LevelSampler:
         return {"uniform": samplers.Uniform, "antithetic": samplers.Antithetic}[name](self.sde.N)
@@ -355,14 +356,18 @@ _OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def make_objective(config: ObjectiveConfig, device: torch.device | str = "cpu") -> Objective:
+def make_objective(config: ObjectiveConfig, device: torch.device | str = "cpu", bins: int = 256) -> Objective:
     """The objective that a configuration names.
+
+    Args:
+        device: where it is used.
+        bins: values that an element of the data can have in [-1, 1]; losses of the variational bound need it.
 
     Raises:
         ConfigError: naming the key, what was wanted and what came.
     """
     try:
-        objective = _OBJECTIVES[check_choice("name", config.name, _OBJECTIVES)](config, torch.device(device))
+        objective = _OBJECTIVES[check_choice("name", config.name, _OBJECTIVES)](config, torch.device(device), bins)
         _try(objective)
     except ConfigError:
         raise
