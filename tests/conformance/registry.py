@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import ddpm_family, dg_family, edm_family, loss_family, tables, ts_family
+from . import ddpm_family, dg_family, edm_family, likelihood_family, loss_family, score_family, tables, ts_family
 from .cases import Case
 
 # Families that are tables of numbers, or losses: runner(case).
@@ -18,6 +18,10 @@ TABLE_RUNNERS: dict[tuple[str, str], Callable[[Case], None]] = {
     ("ddpm", "ip_losses"): loss_family.check_loss,
     ("ddpm", "gd_vb_terms"): loss_family.check_vb_terms,
     ("ddpm", "gd_calc_bpd"): loss_family.check_bound,
+    ("ddpm", "sde_likelihood"): likelihood_family.check,
+    ("ddpm", "ncsn_losses"): score_family.check_ncsn,
+    ("ddpm", "sde_losses"): score_family.check_sde_losses,
+    ("ddpm", "sde_tables"): score_family.check_sde_tables,
 }
 # Families that run the library, by each of its routes: runner(case, route).
 ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {

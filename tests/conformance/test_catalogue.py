@@ -9,7 +9,9 @@ from . import (
     test_edm,
     test_epsilon_scaling,
     test_guided_diffusion,
+    test_likelihood,
     test_losses,
+    test_score,
     test_time_shift,
 )
 from .cases import KNOWN_FAMILIES, ROOT, all_cases, data_folders
@@ -41,6 +43,8 @@ def test_every_implemented_family_is_tested_in_one_file():
         test_epsilon_scaling,
         test_time_shift,
         test_losses,
+        test_likelihood,
+        test_score,
     )
     tested = [family for file in files for family in file.FAMILIES]
     assert sorted(tested) == sorted([*TABLE_RUNNERS, *ROUTE_RUNNERS])
