@@ -19,3 +19,6 @@ NORMAL = 1e-6
 
 ROUNDING = {torch.float32: 4e-6, torch.float64: 1e-14}
 """A short sum of products against float64, relative to the largest value."""
+
+LIKELIHOOD = 1e-9
+"""Log probability of a bin in float64 against 50 digits, where the bin is not far narrower than the Gaussian."""
