@@ -22,3 +22,15 @@ ROUNDING = {torch.float32: 4e-6, torch.float64: 1e-14}
 
 LIKELIHOOD = 1e-9
 """Log probability of a bin in float64 against 50 digits, where the bin is not far narrower than the Gaussian."""
+
+SDE_DERIVATIVE = 1e-9
+"""Derivatives of an SDE's moments by autograd against its coefficients; near t = 0 sigma^2 is 1e-6."""
+
+FINE_CHAIN = 1e-3
+"""N times a step of a chain of N = 100000 against the SDE in continuous time, relative."""
+
+LOSS = {torch.float32: 2e-5, torch.float64: 1e-12}
+"""A loss, or a score in it, against its formula in float64, relative."""
+
+LOSS_GRADIENT = 1e-6
+"""A gradient of a loss against central differences in float64, relative to the largest entry."""
