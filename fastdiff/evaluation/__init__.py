@@ -1,6 +1,6 @@
-"""Scores of samples against real images: feature spaces, Frechet distance, precision and recall, samples by seed.
+"""Scores of samples against real ones: feature spaces, Frechet distance, precision and recall, samples by seed.
 
-`Evaluator(images)` needs `pip install 'fastdiff[eval]'` (torchmetrics, prdc).
+`Evaluator(images)` and `sliced_wasserstein` (points) need `pip install 'fastdiff[eval]'` (torchmetrics, prdc, POT).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from .features import FeatureError, extract, features_digest, get_features
 from .generate import generate
 from .scores import Evaluator, Scores, frechet_distance, precision_recall
+from .wasserstein import sliced_wasserstein
 
 __all__ = [
     "Evaluator",
@@ -19,4 +20,5 @@ __all__ = [
     "generate",
     "get_features",
     "precision_recall",
+    "sliced_wasserstein",
 ]
