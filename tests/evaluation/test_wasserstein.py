@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from fastdiff.evaluation import wasserstein
-from fastdiff.evaluation.wasserstein import sliced_wasserstein
+from fastdiff.evaluation import sliced_wasserstein, wasserstein
 
 
 def points(count: int, dim: int = 2, seed: int = 0) -> torch.Tensor:
