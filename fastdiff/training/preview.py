@@ -159,6 +159,6 @@ def _scatter(points: Tensor) -> bytes | None:
         warn(f"samples are not drawn: {error}")
         return None
     ax = figure.add_subplot()
-    ax.scatter(*points.numpy().T, s=3, c=COLOURS[1], linewidths=0)
+    ax.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=3, c=COLOURS[1], linewidths=0)
     ax.set_aspect("equal", "datalim")
     return png(figure, dpi=100)
