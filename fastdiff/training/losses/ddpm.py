@@ -76,8 +76,8 @@ def ddpm_loss(
         loss: see above.
         weighting: None, or "L_t" for mse losses with a fixed variance: times the factor that makes the squared error
             the term L_(t-1) of the bound, in bits per dimension (Ho et al. 2020, Eqs. 8 and 12; at step 0 that of a
-            Gaussian decoder, where "kl" has the likelihood of a bin). Equal to "kl" at t > 0 for fixed_small, but
-            for a constant of each t for fixed_large.
+            Gaussian decoder, where "kl" has the likelihood of a bin). Without gamma, equal to "kl" at t > 0
+            for fixed_small, and for fixed_large but for a constant of each t.
         gamma: None, a number or [T'] (`input_perturbation`); 0 draws xi and adds nothing.
         xi: as x0, with a given z and gamma.
         perturbed_target: with gamma, DDPM-y: the target holds z + gamma xi too (the negative control of Ning et al.
