@@ -12,7 +12,7 @@ import fastdiff
 from fastdiff import data
 from fastdiff.config import load_train_config
 from fastdiff.models import UNet, load
-from fastdiff.training import edm_loss
+from fastdiff.training.losses import edm_loss
 
 ASSETS = resources.files("fastdiff.assets")
 
@@ -53,7 +53,7 @@ def test_denoises_heldout_digits(model, heldout, sigma, bound):
     def loss(network: UNet) -> float:
         images, labels = heldout.images[:250], heldout.labels[:250]
         noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
-        return edm_loss(network, images, torch.full((250,), sigma), noise, labels).mean().item()
+        return edm_loss(network, images, torch.full((250,), sigma), noise, cond={"labels": labels}).mean().item()
 
     assert loss(model) < bound
     assert loss(UNet(label_dim=10)) > 4 * bound
@@ -64,7 +64,8 @@ def test_the_class_helps(model, heldout):
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
     sigma = torch.full((250,), 2.0)
     right, none, wrong = (
-        edm_loss(model, images, sigma, noise, given).mean().item() for given in (labels, None, (labels + 1) % 10)
+        edm_loss(model, images, sigma, noise, cond={"labels": given}).mean().item()
+        for given in (labels, None, (labels + 1) % 10)
     )
     assert right < none < wrong
 
