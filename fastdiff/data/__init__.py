@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .digits import DATASETS, Images, digits8, digits16, load
-from .feed import fetch
+from .feed import Feed, fetch
 from .points import POINT_SETS, draw_points, point_set
 from .samples import DataError, InMemory, Samples
 from .sources import open_dataset
@@ -12,6 +12,7 @@ __all__ = [
     "DATASETS",
     "POINT_SETS",
     "DataError",
+    "Feed",
     "Images",
     "InMemory",
     "Samples",
