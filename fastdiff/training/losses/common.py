@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...sde import per_sample
+from ..perturb import noising_table, perturb
 
-__all__ = ["Network", "call", "check_levels", "per_sample", "precision", "reduce"]
+__all__ = ["Network", "call", "check_levels", "noised", "per_sample", "precision", "reduce"]
 
 Network = Callable[..., Tensor]
 """network(x [B, ...], time [B], **cond) -> raw output, shaped as x."""
@@ -33,6 +34,14 @@ def check_levels(name: str, levels: Tensor, x0: Tensor, *, integer: bool = False
             f"{name} must be {kind} tensor [{len(x0)}], one per sample, got {levels.dtype} {list(levels.shape)}"
         )
     return levels.to(x0.device, torch.int64 if integer else torch.float64)
+
+
+def noised(
+    x0: Tensor, alpha: Tensor, sigma: Tensor, target: str, noise: Tensor, xi: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The network's input and its target: `perturb` by a row for each sample, of `noising_table` with `options`."""
+    table = noising_table(alpha, sigma, target, dtype=precision(x0), **options)
+    return perturb(x0, table, None, noise, xi)
 
 
 def call(network: Network, x: Tensor, time: Tensor, cond: Mapping[str, Any] | None, dtype: torch.dtype) -> Tensor:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..perturb import noising_table, perturb
-from .common import Network, call, check_levels, precision, reduce
+from .common import Network, call, check_levels, noised, precision, reduce
 
 __all__ = ["edm_loss"]
 
@@ -49,9 +48,8 @@ def edm_loss(
         ValueError: an argument of another shape or kind; the message names it.
     """
     sigma, dtype = check_levels("sigma", sigma, x0), precision(x0)
-    table = noising_table(
-        torch.ones_like(sigma), sigma, "edm",
-        gamma=gamma, perturbed_target=perturbed_target, sigma_data=sigma_data, dtype=dtype,
+    x, target = noised(
+        x0, torch.ones_like(sigma), sigma, "edm", noise, xi,
+        gamma=gamma, perturbed_target=perturbed_target, sigma_data=sigma_data,
     )  # fmt: skip
-    x, target = perturb(x0, table, None, noise, xi)
     return reduce((call(network, x, sigma.log() / 4, cond, dtype) - target).square(), mean=True)

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..perturb import noising_table, perturb
-from .common import Network, call, check_levels, precision, reduce
+from .common import Network, call, check_levels, noised, precision, reduce
 
 __all__ = ["flow_loss"]
 
@@ -42,6 +41,5 @@ def flow_loss(
         ValueError: an argument of another shape or kind; the message names it.
     """
     t, dtype = check_levels("t", t, x0), precision(x0)
-    table = noising_table(1 - t, t, "flow", gamma=gamma, perturbed_target=perturbed_target, dtype=dtype)
-    x, target = perturb(x0, table, None, noise, xi)
+    x, target = noised(x0, 1 - t, t, "flow", noise, xi, gamma=gamma, perturbed_target=perturbed_target)
     return reduce((call(network, x, t * time_scale, cond, dtype) - target).square(), mean=True)

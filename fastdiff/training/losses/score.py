@@ -11,8 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ... import ops
 from ...errors import check_choice, check_count
-from ..perturb import noising_table, perturb
-from .common import Network, call, check_levels, per_sample, precision, reduce
+from .common import Network, call, check_levels, noised, per_sample, precision, reduce
 
 __all__ = ["DIRECTIONS", "dsm_loss", "sliced_terms", "ssm_loss", "ssm_vr_loss"]
 
@@ -55,10 +54,7 @@ def dsm_loss(
         ValueError: an argument of another shape or kind; the message names it.
     """
     dtype, (levels, sigma) = precision(x0), _sigma(levels, sigmas, x0)
-    table = noising_table(
-        torch.ones_like(sigma), sigma, "eps", gamma=gamma, perturbed_target=perturbed_target, dtype=dtype
-    )
-    x, z = perturb(x0, table, None, noise, xi)
+    x, z = noised(x0, torch.ones_like(sigma), sigma, "eps", noise, xi, gamma=gamma, perturbed_target=perturbed_target)
     error = per_sample(sigma, x).to(dtype) * call(score, x, levels, cond, dtype) + z  # sigma s + z
     return reduce(error.square(), mean=False) * sigma.pow(anneal_power - 2).to(dtype)
 
@@ -176,7 +172,6 @@ def _sliced(
     cond: Mapping[str, Any] | None,
     variance_reduced: bool,
 ) -> Tensor:
-    dtype = precision(x0)
     v = _directions(x0, noise, check_count("particles", particles), directions, projections)
     if not annealed:
         levels = check_levels("levels", levels, x0, integer=not levels.is_floating_point())
@@ -184,10 +179,9 @@ def _sliced(
     if noise is None:
         raise ValueError("noise must be given with annealed=True, got None")
     levels, sigma = _sigma(levels, sigmas, x0)
-    table = noising_table(torch.ones_like(sigma), sigma, dtype=dtype)
-    x, _ = perturb(x0, table, None, noise)
+    x, _ = noised(x0, torch.ones_like(sigma), sigma, "eps", noise)
     half, trace = sliced_terms(score, x, levels, v, variance_reduced=variance_reduced, cond=cond)
-    return (half + trace) * sigma.square().to(dtype)
+    return (half + trace) * sigma.square().to(half.dtype)
 
 
 def _sigma(levels: Tensor, sigmas: Tensor | None, x0: Tensor) -> tuple[Tensor, Tensor]:

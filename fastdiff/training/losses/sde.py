@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ...sde import SDE, VESDE, VPSDE
-from ..perturb import noising_table, perturb
-from .common import Network, call, check_levels, per_sample, precision, reduce
+from .common import Network, call, check_levels, noised, per_sample, precision, reduce
 
 __all__ = ["sde_ddpm_loss", "sde_loss", "smld_loss"]
 
@@ -55,7 +54,7 @@ def sde_loss(
     """
     t, dtype = check_levels("t", t, x0), precision(x0)
     sigma = sde.sigma(t)
-    x, z = _perturbed(x0, sde.alpha(t), sigma, noise, xi, gamma, perturbed_target)
+    x, z = noised(x0, sde.alpha(t), sigma, "eps", noise, xi, gamma=gamma, perturbed_target=perturbed_target)
     output = call(network, x, sde.label(t, continuous), cond, dtype)
     error = output * per_sample(sigma * sde.score_factor(t, continuous), x).to(dtype) + z  # sigma s + z
     loss = reduce(error.square(), reduce_mean)
@@ -85,7 +84,7 @@ def smld_loss(
     """
     labels, dtype = check_levels("labels", labels, x0, integer=True), precision(x0)
     sigma = sde.table("discrete_sigmas", x0.device)[sde.N - 1 - labels]
-    x, z = _perturbed(x0, torch.ones_like(sigma), sigma, noise, xi, gamma, perturbed_target)
+    x, z = noised(x0, torch.ones_like(sigma), sigma, "eps", noise, xi, gamma=gamma, perturbed_target=perturbed_target)
     error = per_sample(sigma, x).to(dtype) * call(network, x, labels, cond, dtype) + z
     return reduce(error.square(), reduce_mean)
 
@@ -115,19 +114,7 @@ def sde_ddpm_loss(
     """
     labels, dtype = check_levels("labels", labels, x0, integer=True), precision(x0)
     alpha_bar = sde.table("alphas_cumprod", x0.device)[labels]
-    x, z = _perturbed(x0, alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), noise, xi, gamma, perturbed_target)
+    x, z = noised(
+        x0, alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), "eps", noise, xi, gamma=gamma, perturbed_target=perturbed_target
+    )
     return reduce((call(network, x, labels, cond, dtype) - z).square(), reduce_mean)
-
-
-def _perturbed(
-    x0: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
-    noise: Tensor,
-    xi: Tensor | None,
-    gamma: Tensor | float | None,
-    perturbed_target: bool,
-) -> tuple[Tensor, Tensor]:
-    """x_t and z."""
-    table = noising_table(alpha, sigma, "eps", gamma=gamma, perturbed_target=perturbed_target, dtype=precision(x0))
-    return perturb(x0, table, None, noise, xi)
