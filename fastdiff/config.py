@@ -170,7 +170,7 @@ class TrainConfig:
         """
         _check_run(self)
         self.objective.check()
-        for key in ("accumulation", "nonfinite_limit", "posthoc_every", "keep", "samples"):
+        for key in ("accumulation", "posthoc_every", "samples"):
             _require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         for key in ("workers", "sample_every"):
             _require(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
@@ -220,6 +220,9 @@ class DiscriminatorConfig:
     weight_decay: float = 1e-2
     warmup: int = 0  # iterations of linear warm-up; a cosine to 0 follows
     grad_clip: float = 1.0  # largest gradient norm; 0 turns clipping off
+    nonfinite_limit: int = (
+        10  # updates in a row that are skipped for a gradient that is not finite, before the run ends
+    )
     ema: float = 0.995  # largest decay; the decay at iteration i is min(ema, (1 + i) / (10 + i))
 
     seed: int = 0
@@ -228,6 +231,7 @@ class DiscriminatorConfig:
     log_every: int = 20
     evaluate_every: int = 50  # iterations between losses of the averaged network on the held-out samples
     checkpoint_every: int = 100
+    keep: int = 2  # checkpoints that are kept
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as nested plain dictionaries."""
@@ -256,7 +260,7 @@ class DiscriminatorConfig:
 
 def _check_run(config: TrainConfig | DiscriminatorConfig) -> None:
     """The checks of the keys that every training run has."""
-    for key in ("iterations", "batch", "log_every", "evaluate_every", "checkpoint_every"):
+    for key in ("iterations", "batch", "log_every", "evaluate_every", "checkpoint_every", "keep", "nonfinite_limit"):
         _require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
     for key in ("warmup", "grad_clip", "seed"):
         _require(getattr(config, key) >= 0, key, "at least 0", getattr(config, key))

@@ -28,8 +28,9 @@ from ..models.io import save
 from ..models.unet import UNet
 from ..opening import network_sampler, open_network
 from ..sampler import Sampler
+from .batches import Batches, mix
 from .calibration import LN2, Report, assess, balanced_bce, vp_state
-from .run import Batches, TrainingRun, mix
+from .run import TrainingRun
 
 __all__ = ["DiscriminatorTrainer", "NothingLearntError"]
 
@@ -44,7 +45,7 @@ class NothingLearntError(RuntimeError):
 class DiscriminatorTrainer(TrainingRun):
     """Trains a `Discriminator` with the binary cross-entropy and keeps the average that was best on held-out samples.
 
-    Writes to `outdir`: `config.yaml`, `loss.csv`, `checkpoint.safetensors` and, at the end, `levels.csv` and
+    Writes to `outdir`: `config.yaml`, `log.jsonl`, `checkpoints/` and, at the end, `levels.csv` and
     `levels.png` (accuracy and calibration per noise level) and `model.safetensors` (for `fastdiff.models.load`).
 
     Args:
@@ -96,20 +97,12 @@ class DiscriminatorTrainer(TrainingRun):
         self.best_loss, self.best_error, self.best_iteration = math.inf, 0.0, 0
         self._error = 0.0  # of the last evaluation
         self.report: Report | None = None
-        first, second = config.betas
-        optimizer = torch.optim.AdamW(
-            self.trained(model),
-            lr=config.learning_rate,
-            betas=(first, second),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
         half = config.batch // 2
         self._batches = (
             Batches(len(self._real_parts[0]), half, config.seed, "real"),
             Batches(config.fakes - self._held_out(config.fakes), half, config.seed, "fake"),
         )
-        self.begin(model, optimizer, resume)
+        self.begin(model, self._optimizer, resume, [config.ema])
 
     def run(self, until: int | None = None, progress: bool = True) -> Path:
         """Draws the generated samples, trains to iteration `until` or until the held-out loss stops falling.
@@ -149,7 +142,7 @@ class DiscriminatorTrainer(TrainingRun):
         sigma = torch.cat([self._sigmas(half), self._sigmas(half)])
         y, tau = vp_state(clean, sigma, torch.randn_like(clean))
         target = torch.cat([torch.ones(half), torch.zeros(half)]).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             logit = self.model(y, tau, labels if config.conditional else None)
         losses = F.binary_cross_entropy_with_logits(logit.float(), target, reduction="none")
         return (losses * self._weights(sigma).to(self.device)).mean()
@@ -292,6 +285,12 @@ class DiscriminatorTrainer(TrainingRun):
         if features.dim() != 4 or features.shape[2] != features.shape[3]:
             raise ConfigError(f"extractor: {file} must return square features [B, C, S, S], got {list(features.shape)}")
         return extractor, (features.shape[1], features.shape[2])
+
+    def _optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        config = self.config
+        first, second = config.betas
+        options: dict[str, Any] = {"betas": (first, second), "weight_decay": config.weight_decay, "fused": True}
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, **options)
 
     def _held_out(self, count: int) -> int:
         """How many of `count` samples are held out."""

@@ -1,87 +1,131 @@
-"""What every training run shares: the loop, its log, its checkpoints. A killed run resumes to the same bits.
+"""What every training run shares: the loop, the update, the guard, the log. A killed run resumes to the same bits.
 
-Every random draw of iteration `i` comes from a generator seeded by (seed, i), and the order of the data by
-(seed, epoch). So a checkpoint holds weights, averaged weights, Adam's moments and the iteration, and nothing
-else.
+Every random draw of iteration `i` comes from generators and noise seeds decided by (seed, i), and the order of the data
+by (seed, epoch). So a checkpoint holds weights, averages, Adam's moments, the iteration, what else has a memory (the
+loss scale, a sampler of levels), and no generator's state.
 """
 
 from __future__ import annotations
 
-import copy
 import errno
-import hashlib
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from ..config import ConfigError, DiscriminatorConfig, TrainConfig
 from ..files import atomic_path
-from ..models.io import ModelFileError, check_tensors, load_tensors, save_tensors
-from ..opening import open_device
-from .log import LossLog
+from ..models.io import ModelFileError, check_tensors
+from .batches import mix
+from .checkpoint import Checkpoint, Checkpoints
+from .ema import Averages
+from .log import Log
+from .parallel import Group, local, part, whole
+from .rate import learning_rate
 
-__all__ = ["Batches", "TrainingRun", "mix"]
+__all__ = ["TrainingRun"]
 
-_FREE_KEYS = {"device", "log_every", "evaluate_every", "checkpoint_every"}  # may differ when a run is resumed
+# May differ when a run is resumed: where and how often things happen; then what changes results by rounding only.
+_FREE_KEYS = {"device", "log_every", "evaluate_every", "checkpoint_every", "keep", "workers", "sample_every", "samples"}
+_FREE_KEYS |= {"reference", "accumulation", "channels_last", "compile", "parallel"}
 
 
 class TrainingRun:
-    """Trains `model`, keeps an exponential moving average of its weights, and can be resumed.
+    """Trains `model`, keeps averages of its weights, and can be resumed.
 
-    A subclass gives `begin` a model and an optimizer, and says what a step, an evaluation and the end are.
+    A subclass gives `begin` a model and an optimizer, and says what the loss, an evaluation and the end are.
+
+    Args:
+        config: checked.
+        outdir: folder to write to.
+        resume: continue from the folder's newest checkpoint that can be read; from the beginning if it has none.
+        dry: write nothing.
+        parallel: see `Group`.
 
     Attributes:
-        model, ema: the network and its average.
+        model: the network. ema: its first average.
+        averages: all of them.
         iteration: iterations done so far.
+        skipped: how many of them left the weights as they were, as a gradient was not finite.
         stopped: whether the run has ended before its last iteration.
     """
 
     model: nn.Module
-    ema: nn.Module
+    averages: Averages
     title = "train"
     free_keys = _FREE_KEYS
 
-    def __init__(self, config: TrainConfig | DiscriminatorConfig, outdir: str | Path, resume: bool) -> None:
+    def __init__(
+        self,
+        config: TrainConfig | DiscriminatorConfig,
+        outdir: str | Path,
+        resume: bool,
+        *,
+        dry: bool = False,
+        parallel: str = "none",
+    ) -> None:
         self.config: Any = config
-        self.outdir = Path(outdir)
+        self.outdir, self.dry = Path(outdir), dry
         if self.outdir.exists() and not self.outdir.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(outdir))
-        self.checkpoint = self.outdir / "checkpoint.safetensors"
-        if self.checkpoint.exists() and not resume:
-            raise FileExistsError(f"{self.checkpoint} exists; resume it or choose another folder")
-        try:
-            self.device = open_device(config.device)
-        except ValueError as error:
-            raise ConfigError(f"device {error}") from None
-        self.amp = config.amp == "bfloat16" or (config.amp == "auto" and self.device.type == "cuda")
-        self.iteration = 0
+        self.checkpoints = Checkpoints(self.outdir / "checkpoints", config.keep)
+        if self.checkpoints.folders() and not resume and not dry:
+            raise FileExistsError(f"{self.checkpoints.folder} holds a run; resume it or choose another folder")
+        self.group = Group(config.device, parallel)
+        self.device = self.group.device
+        name = ("bfloat16" if self.device.type == "cuda" else "none") if config.amp == "auto" else config.amp
+        self.amp: torch.dtype | None = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+        if self.amp == torch.float16 and self.group.sharded:
+            raise ConfigError("amp must be bfloat16 or none with parallel=fsdp, got float16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
+        self.iteration = self.skipped = 0
+        self._row = 0  # updates skipped in a row
         self.stopped = False
 
-    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, resume: bool) -> None:
-        """Sets model, average and optimizer, reads the checkpoint if it is to be resumed, and opens the folder."""
-        self.model = model
-        kept: nn.Module | None = getattr(model, "extractor", None)  # frozen, so that one is enough
-        self.ema = copy.deepcopy(model, {} if kept is None else {id(kept): kept}).eval().requires_grad_(False)
-        self.optimizer = optimizer
+    def begin(
+        self,
+        model: nn.Module,
+        make_optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+        resume: bool,
+        decays: Sequence[float],
+        sigma_rels: Sequence[float] = (),
+        warmup: bool = True,
+    ) -> None:
+        """Sets model, averages and optimizer, reads the checkpoint if it is to be resumed, and opens the folder."""
+        self.architecture = type(model)
+        duplicate = self.group.duplicate if self.group.sharded else None
+        self.averages = Averages(model, decays, sigma_rels, warmup=warmup, duplicate=duplicate)
+        self.model = self.group.shard(model)
+        self._parameters = self.trained(self.model)
+        self._local = [local(parameter) for parameter in self._parameters]  # themselves, if they are not sharded
+        self.optimizer = make_optimizer(self._local)
         if resume:
             self._load_checkpoint()
+        if self.dry or not self.group.first:
+            return
         self.outdir.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.clean()
         with atomic_path(self.outdir / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(self.config.as_dict()))
-        self.log = LossLog(self.outdir / "loss.csv", keep=self.iteration)
+        self.log = Log(self.outdir / "log.jsonl", keep=self.iteration)
+
+    @property
+    def ema(self) -> nn.Module:
+        return self.averages.modules[0]
 
     def loss(self) -> Tensor:
         """The mean loss of an iteration's batch, with the gradients' graph."""
         raise NotImplementedError
 
-    def evaluate(self) -> float:
-        """The loss of the averaged network on held-out samples, with fixed noise."""
+    def evaluate(self) -> float | None:
+        """The loss of the averaged network on held-out samples, with fixed noise; None where there are none."""
         raise NotImplementedError
 
     def finish(self, heldout: float | None) -> Path:
@@ -90,6 +134,10 @@ class TrainingRun:
 
     def evaluated(self, heldout: float) -> None:
         """Called after every evaluation; may set `stopped`."""
+
+    def periodic(self) -> dict[str, Any]:
+        """Called after every iteration; what it returns is logged."""
+        return {}
 
     def run(self, until: int | None = None, progress: bool = True) -> Path:
         """Trains to iteration `until` (default: the configured number) and writes a checkpoint.
@@ -102,57 +150,77 @@ class TrainingRun:
             The model file, written when the run has ended.
 
         Raises:
-            FloatingPointError: the loss or a gradient is NaN or infinite; the message names the iteration. The last
-                checkpoint holds finite weights.
+            FloatingPointError: the gradients of `nonfinite_limit` iterations in a row were not finite; the message
+                names the iteration and the last checkpoint. Such iterations leave weights, moments and averages alone.
         """
         config = self.config
         end = config.iterations if until is None else min(until, config.iterations)
         heldout: float | None = None
-        losses: list[Tensor] = []
-        norms: list[Tensor] = []
+        window: list[Tensor] = []
         clock = time.perf_counter()
-        with tqdm(total=end, initial=self.iteration, unit="it", disable=not progress, desc=self.title) as bar:
+        show = progress and self.group.first
+        with tqdm(total=end, initial=self.iteration, unit="it", disable=not show, desc=self.title) as bar:
             while self.iteration < end and not self.stopped:
-                loss, norm = self._step()
-                losses.append(loss)
-                norms.append(norm)
+                window.append(self._step())
                 bar.update()
                 done = self.iteration == end
                 evaluate_now = done or self.iteration % config.evaluate_every == 0
                 save_now = done or self.iteration % config.checkpoint_every == 0
-                if save_now or evaluate_now or self.iteration % config.log_every == 0:
-                    mean, norm_mean = self._means(losses, norms)
-                    speed = len(losses) * config.batch / (time.perf_counter() - clock)
-                    bar.set_postfix({"loss": f"{mean:.4f}", "img/s": round(speed)})
+                heldout = None
+                fields = self.periodic()
+                if fields or save_now or evaluate_now or self.iteration % config.log_every == 0:
+                    loss, norm = self._means(window)
+                    speed = len(window) * config.batch / (time.perf_counter() - clock)
+                    bar.set_postfix({"loss": f"{loss:.4f}", "img/s": round(speed)})
                     heldout = self.evaluate() if evaluate_now else None
-                    self.log.add(self.iteration, mean, norm_mean, self._rate(), heldout)
+                    row = {"loss": loss, "grad_norm": norm, "learning_rate": self._rate(), "heldout_loss": heldout}
+                    row |= {"images_per_second": round(speed, 1), "skipped": self.skipped or None, **fields}
+                    if self.scaler.is_enabled():
+                        row["loss_scale"] = self.scaler.get_scale()
+                    if self.group.first:
+                        self.log.add(self.iteration, **row)
                     if heldout is not None:
                         self.evaluated(heldout)
-                    losses, norms, clock = [], [], time.perf_counter()
+                    window, clock = [], time.perf_counter()
                 if save_now or self.stopped:
                     self._save_checkpoint()
         if self.stopped or self.iteration == config.iterations:
             return self.finish(heldout)
         return self.outdir / "model.safetensors"
 
-    def _step(self) -> tuple[Tensor, Tensor]:
-        """One iteration; returns (mean loss, gradient norm) as tensors, so that a GPU is not waited for."""
-        config = self.config
+    def _step(self) -> Tensor:
+        """One iteration; returns [3]: mean loss, gradient norm, whether it was skipped. No GPU is waited for."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        with torch.random.fork_rng(self.rng_devices()):
-            torch.manual_seed(mix(config.seed, "iteration", self.iteration))
-            loss = self.loss()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = self.trained(self.model)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss = self.backward()
+        for parameter, own in zip(self._parameters, self._local):
+            if own is not parameter and parameter.grad is not None:
+                own.grad = local(parameter.grad)
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self._local if parameter.grad is not None]
+        norm = get_total_norm(gradients)
+        if self.group.sharded:
+            norm = self.group.sum(norm.square()).sqrt()
+        if self.config.grad_clip:
+            clip_grads_with_norm_(self._local, self.config.grad_clip, norm)
+        skip = 1 - (loss.isfinite() & norm.isfinite()).float()
+        # Read by the fused kernel itself; moments and their step count stay too.
+        self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
-        decay = min(config.ema, (1 + self.iteration) / (10 + self.iteration))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.trained(self.ema), parameters, 1 - decay)
+        self.scaler.update()
+        self.averages.update(self.model, self.iteration, found_inf=skip)
         self.iteration += 1
-        return loss.detach(), norm.detach()
+        return torch.stack([loss.float(), norm.float(), skip])
+
+    def backward(self) -> Tensor:
+        """Leaves the gradients of the iteration's mean loss, times the loss scale, and returns that loss."""
+        with torch.random.fork_rng(self.rng_devices()):
+            torch.manual_seed(mix(self.config.seed, "iteration", self.iteration))
+            loss = self.loss()
+        self.scaler.scale(loss).backward()
+        return loss.detach()
 
     @staticmethod
     def trained(model: nn.Module) -> list[Tensor]:
@@ -165,30 +233,29 @@ class TrainingRun:
         return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("extractor.")}
 
     def _rate(self) -> float:
-        """Learning rate of the next iteration: linear warm-up times a cosine to 0."""
-        config = self.config
-        warm = min(1.0, (self.iteration + 1) / (config.warmup + 1))
-        cosine = 0.5 * (1 + math.cos(math.pi * self.iteration / config.iterations))
-        return config.learning_rate * warm * cosine
+        return learning_rate(self.config, self.iteration)
 
-    def _means(self, losses: list[Tensor], norms: list[Tensor]) -> tuple[float, float]:
-        """Mean loss and gradient norm since the last row of the log, if all of them are finite."""
-        values = torch.stack([torch.stack(losses), torch.stack(norms)])
-        bad = (~values.isfinite()).any(0).nonzero()
-        if len(bad):
-            loss, norm = values[:, bad[0, 0]].tolist()
-            iteration = self.iteration - len(losses) + int(bad[0, 0])
-            message = f"loss {loss}, gradient norm {norm} at iteration {iteration}; try a lower learning_rate"
-            if self.checkpoint.exists():
-                message += f" ({self.checkpoint} holds the last finite state)"
-            raise FloatingPointError(message)
-        mean, norm = values.mean(1).tolist()
-        return mean, norm
+    def _means(self, window: list[Tensor]) -> tuple[float, float]:
+        """Mean loss and gradient norm of the iterations since the last row of the log that were not skipped."""
+        values = torch.stack(window).tolist()
+        for number, (loss, norm, skip) in enumerate(values, start=self.iteration - len(window)):
+            self.skipped += int(skip)
+            self._row = self._row + 1 if skip else 0
+            if self._row == self.config.nonfinite_limit:
+                saved = self.checkpoints.folders()
+                where = f"; {saved[-1]} is the last checkpoint" if saved else ""
+                raise FloatingPointError(
+                    f"loss {loss}, gradient norm {norm} at iteration {number}, the last of {self._row} in a row that "
+                    f"are not finite; try a lower learning_rate{where}"
+                )
+        used = [(loss, norm) for loss, norm, skip in values if not skip]
+        loss, norm = (sum(column) / len(used) for column in zip(*used)) if used else (math.nan, math.nan)
+        return loss, norm
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def extra_tensors(self) -> dict[str, Tensor]:
-        """What a resumed run needs beside the network, its average and Adam's moments."""
+        """What a resumed run needs beside the network, its averages and Adam's moments."""
         return {}
 
     def extra_state(self) -> dict[str, Any]:
@@ -199,82 +266,68 @@ class TrainingRun:
         """Takes back `extra_tensors` and `extra_state`."""
 
     def _state(self) -> dict[str, Tensor]:
-        """Every tensor a resumed run needs, by name."""
+        """Every tensor a resumed run needs but Adam's moments, by name."""
         tensors = {f"model.{name}": tensor for name, tensor in self.weights(self.model).items()}
-        tensors |= {f"ema.{name}": tensor for name, tensor in self.weights(self.ema).items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in self.averages.state().items()}
         return tensors | self.extra_tensors()
 
     def _save_checkpoint(self) -> None:
-        description = {"config": self.config.as_dict(), "iteration": self.iteration, **self.extra_state()}
-        save_tensors(self.checkpoint, self._state(), description)
+        tensors = {name: whole(tensor) for name, tensor in self._state().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            like = self._parameters[index]
+            tensors |= {f"adam.{index}.{name}": whole(value, like) for name, value in moments.items()}
+        state = {"config": self.config.as_dict(), "skipped": [self.skipped, self._row], **self.extra_state()}
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
+        if self.group.first:
+            self.checkpoints.save(self.iteration, tensors, state)
 
     def _load_checkpoint(self) -> None:
-        tensors, description = load_tensors(self.checkpoint)
-        stored, current = description.get("config"), self.config.as_dict()
-        state = self.extra_state()
-        if not isinstance(stored, dict) or not isinstance(description.get("iteration"), int):
-            raise ModelFileError(f"{self.checkpoint}: not a training checkpoint")
-        for key, value in current.items():
-            if key not in self.free_keys and (old := stored.get(key)) != value:
-                raise ConfigError(f"{key} is {value!r}, but {self.checkpoint} was made with {old!r}")
-        if state.keys() - description.keys():
-            raise ModelFileError(f"{self.checkpoint}: not a checkpoint of this kind of training")
-        parameters = self.trained(self.model)
-        expected = self._state()
-        for index, parameter in enumerate(parameters):
+        found = self.checkpoints.newest() if self.group.first else None
+        folder = self.group.agree(None if found is None else found.folder)
+        if folder is not None:
+            self._take(found or self.checkpoints.read(folder))
+
+    @torch.no_grad()
+    def _take(self, checkpoint: Checkpoint) -> None:
+        folder, tensors, state = checkpoint.folder, checkpoint.tensors, checkpoint.state
+        for key, value in self.config.as_dict().items():
+            if key not in self.free_keys and (old := state["config"].get(key)) != value:
+                raise ConfigError(f"{key} is {value!r}, but {folder} was made with {old!r}")
+        if self.extra_state().keys() - state.keys() or "skipped" not in state:
+            raise ModelFileError(f"{folder}: not a checkpoint of this kind of training")
+        own = self._state()
+        expected: dict[str, Any] = dict(own)
+        for index, parameter in enumerate(self._parameters):
             expected |= {f"adam.{index}.exp_avg": parameter, f"adam.{index}.exp_avg_sq": parameter}
             expected[f"adam.{index}.step"] = torch.zeros(())
-        check_tensors(self.checkpoint, tensors, expected)
+        check_tensors(folder, tensors, expected)
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            names = [name for name in tensors if name.startswith(prefix)]
-            return {name.removeprefix(prefix): tensors[name] for name in names}
-
-        # Not strict, as a frozen extractor is not in the file: names and shapes have just been checked.
-        self.model.load_state_dict(part("model."), strict=False)
-        self.ema.load_state_dict(part("ema."), strict=False)
+        extra = self.extra_tensors()
+        for name, tensor in own.items():
+            if name not in extra:
+                local(tensor).copy_(part(tensors[name], tensor))
         moments = self.optimizer.state_dict()
-        moments["state"] = {index: part(f"adam.{index}.") for index in range(len(parameters))}
+        for index, parameter in enumerate(self._parameters):
+            stored = {name: tensors[f"adam.{index}.{name}"] for name in ("exp_avg", "exp_avg_sq")}
+            moments["state"][index] = {name: part(tensor, parameter) for name, tensor in stored.items()}
+            moments["state"][index]["step"] = tensors[f"adam.{index}.step"]
         self.optimizer.load_state_dict(moments)
-        self.iteration = description["iteration"]
-        self.restore(tensors, {key: description[key] for key in state})
+        if self.scaler.is_enabled() and "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
+        self.iteration = state["iteration"]
+        self.skipped, self._row = state["skipped"]
+        self.restore({name: tensors[name] for name in extra}, state)
+
+    def plain(self, network: nn.Module) -> nn.Module:
+        """`network`, or a whole copy on the CPU of one that is sharded. Every process must ask."""
+        if not self.group.sharded:
+            return network
+        tensors = {name: whole(tensor).cpu() for name, tensor in network.state_dict().items()}
+        copy: Any = self.architecture(**network.config)  # type: ignore[arg-type]
+        copy.load_state_dict(tensors)
+        return copy.eval().requires_grad_(False)
 
     def rng_devices(self) -> list[torch.device]:
         """The devices, beside the CPU, whose generators a draw changes."""
         return [self.device] if self.device.type == "cuda" else []
-
-
-class Batches:
-    """The indices of each iteration's samples: windows of an endless row of shuffled epochs.
-
-    Args:
-        count: number of samples.
-        batch: samples per iteration.
-        seed, purpose: of the shuffles.
-    """
-
-    def __init__(self, count: int, batch: int, seed: int, purpose: str = "epoch") -> None:
-        self.count, self.batch, self.seed, self.purpose = count, batch, seed, purpose
-        self._orders: dict[int, Tensor] = {}
-
-    def __call__(self, iteration: int) -> Tensor:
-        """int64 [batch]."""
-        start = iteration * self.batch
-        epochs = range(start // self.count, (start + self.batch - 1) // self.count + 1)
-        known = self._orders
-        self._orders = {epoch: known[epoch] if epoch in known else self._order(epoch) for epoch in epochs}
-        row = torch.cat(list(self._orders.values()))
-        return row[start - epochs[0] * self.count :][: self.batch]
-
-    def _order(self, epoch: int) -> Tensor:
-        """The shuffled indices of an epoch."""
-        generator = torch.Generator().manual_seed(mix(self.seed, self.purpose, epoch))
-        return torch.randperm(self.count, generator=generator)
-
-
-def mix(seed: int, purpose: str, count: int) -> int:
-    """A 63-bit seed that depends on all three (a CPU generator keeps only the low 32 bits of a seed)."""
-    digest = hashlib.blake2b(f"{seed} {purpose} {count}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -1,101 +1,301 @@
-"""The trainer of denoisers. A killed run that is resumed ends with the same bits (see `run`)."""
+"""The trainer of denoisers, for any objective. A killed run that is resumed ends with the same bits (see `run`)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .. import data as datasets
 from ..config import ConfigError, TrainConfig
-from ..models.io import save
+from ..data import DataError, Feed, Samples, fetch, open_dataset
+from ..models.io import load, save
+from ..models.mlp import MLP
 from ..models.unet import UNet
-from .loss import draw_sigma, edm_loss
-from .run import Batches, TrainingRun, mix
+from .batches import Batches, mix
+from .ema import save_snapshots
+from .objectives import make_objective
+from .parallel import unsynchronised
+from .perturb import sample_seeds
+from .run import TrainingRun
 
 __all__ = ["Trainer"]
 
+_HELD_OUT = 5000  # samples of an evaluation, at most
+_PART = 500  # of them at once, and of what is drawn
+
 
 class Trainer(TrainingRun):
-    """Trains a `UNet` with the EDM loss and keeps an exponential moving average of its weights.
+    """Trains a network with the configured objective and keeps averages of its weights.
 
-    Writes to `outdir`: `config.yaml`, `loss.csv`, `checkpoint.safetensors` (to resume from) and, at the end,
-    `model.safetensors` (the averaged network, for `fastdiff.models.load`).
+    Writes to `outdir`: `config.yaml`, `log.jsonl`, `checkpoints/` (to resume from), with power-function averages their
+    `snapshots/`, and at the end `model.safetensors` (the first average, for `fastdiff.models.load`; further ones as
+    `model-0.9999.safetensors`). Under torchrun every process makes a Trainer, on a folder that all can read.
 
     Args:
         config: a checked configuration (`fastdiff.config.load_train_config`).
         outdir: folder to write to; it is created.
-        resume: continue from the folder's checkpoint. Without it a folder that holds one is refused.
+        resume: continue from the folder's newest checkpoint. Without it a folder that holds one is refused.
+        dry: write nothing; for `try_step`.
+        data: samples to train with, in place of the configuration's.
+        heldout: samples to measure the held-out loss with; default the test split of the configuration's.
 
     Attributes:
-        model, ema: the network and its average.
+        model, ema: the network and its first average; `averages` holds all.
+        objective: see `fastdiff.training.objectives`.
+        data, heldout: the samples.
         iteration: iterations done so far.
 
     Raises:
         FileExistsError: `outdir` holds a checkpoint and `resume` is off.
-        ConfigError: the checkpoint was made with another configuration, or there is no CUDA device to use.
-        ModelFileError: `resume` is on and the checkpoint is missing or damaged.
+        ConfigError: a value that cannot be used, or the checkpoint was made with another configuration.
+        DataError: the data cannot be used.
+        ModelFileError: no checkpoint can be read, or `init` cannot.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, config: TrainConfig, outdir: str | Path, resume: bool = False) -> None:
-        super().__init__(config, outdir, resume)
-        self.train_set = datasets.load(config.data, "train")
-        self.test_set = datasets.load(config.data, "test")
-        self.images = self.train_set.images.to(self.device)
-        self.labels = self.train_set.labels.to(self.device)
+    def __init__(
+        self,
+        config: TrainConfig,
+        outdir: str | Path,
+        resume: bool = False,
+        *,
+        dry: bool = False,
+        data: Samples | None = None,
+        heldout: Samples | None = None,
+    ) -> None:
+        super().__init__(config, outdir, resume, dry=dry, parallel=config.parallel)
+        if config.batch < self.group.world * config.accumulation:
+            least = self.group.world * config.accumulation
+            raise ConfigError(f"batch must be at least {least} (processes times accumulation), got {config.batch}")
+        if config.compile and config.objective.name in ("ssm", "ssm_vr"):
+            raise ConfigError(f"compile must be false for {config.objective.name}: it differentiates twice")
+        with self.group.first_goes_ahead():
+            self.data = open_dataset(config.data) if data is None else data
+            self.heldout = heldout if heldout is not None or data is not None else _test_split(config.data)
+        self.data = self.data.to(self.device)
+        self.conditional = config.conditional and self.data.classes > 0
+        plain = replace(config.objective, levels="auto", gamma=[0.0], perturbed_target=False, gradient_penalty=0.0)
+        try:
+            bins = getattr(self.data, "bins", 256)
+            self.objective = make_objective(config.objective, self.device, bins)
+            self._plain = make_objective(plain, self.device, bins)  # held-out losses of any remedy compare
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"objective: {error}") from None
+        self._adaptive = bool(self.objective.levels.state())
+        model = self._network().to(self.device).train()
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.batches = Batches(len(self.data), config.batch, config.seed)
+        share = self.group.share(config.batch)
+        self.feed = Feed(self.data, lambda i: self.batches(i)[share], workers=config.workers, device=self.device)
+        self._noise_key = mix(config.seed, "noise", 0)
+        self.begin(model, self._optimizer, resume, config.ema, config.posthoc_ema, config.ema_warmup)
+        if config.compile:
+            self.model.compile()  # in place: the names of its tensors stay
+        self.replica = self.group.replicate(_Loss(self.model, self.objective))
 
-        channels, size, _ = self.images.shape[1:]
-        classes = self.train_set.classes if config.conditional else 0
-        architecture: dict[str, Any] = dict(config.as_dict()["model"])
+    def backward(self) -> Tensor:
+        config, world = self.config, self.group.world
+        share = self.group.share(config.batch)
+        x0, levels, weights, seeds, conditions = self._batch(share)
+        total = torch.zeros((), device=self.device)
+        values: list[Tensor] = []
+        parts = torch.arange(len(x0)).tensor_split(config.accumulation)
+        for number, indices in enumerate(parts):
+            own = slice(int(indices[0]), int(indices[-1]) + 1)
+            cond = {name: value[own] for name, value in conditions.items()}
+            with torch.random.fork_rng(self.rng_devices()), unsynchronised(self.replica, number + 1 == len(parts)):
+                torch.manual_seed(mix(config.seed, f"dropout {self.group.rank} {number}", self.iteration))
+                with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+                    value = self.replica(x0[own], levels[own], seeds[own], cond)
+                # The processes' gradients are averaged, so that this is a part of the mean over the whole batch.
+                loss = (value * weights[own]).sum() * (world / config.batch)
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+            values.append(value.detach())
+        if self._adaptive:
+            everything = self._draw()[0]
+            self.objective.update(everything, self.group.gather(torch.cat(values), config.batch))
+        return self.group.sum(total) / world
+
+    def _draw(self) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Levels and weights of the iteration's whole batch, on the CPU, and the generator that made them."""
+        generator = torch.Generator().manual_seed(mix(self.config.seed, "iteration", self.iteration))
+        return *self.objective.draw(self.config.batch, generator), generator
+
+    def _batch(self, share: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """A share of the iteration's batch: samples, levels, weights, noise seeds, the network's conditions."""
+        config, count = self.config, self.config.batch
+        levels, weights, generator = self._draw()
+        hidden = torch.rand(count, generator=generator) < config.label_dropout
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        seeds = sample_seeds(self._noise_key, self.iteration * count, count, "cpu")
+        x0, labels = self.feed(self.iteration)
+        if config.flip:
+            x0 = torch.where(self._moved(mirrored[share]).reshape(-1, *[1] * (x0.dim() - 1)), x0.flip(-1), x0)
+        cond: dict[str, Tensor] = {}
+        if self.conditional:
+            cond["labels"] = labels.masked_fill(self._moved(hidden[share]), -1)
+        own = self._moved(seeds[share])
+        return x0, self._moved(levels[share]), self._moved(weights[share]), own, cond
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """A tensor of the CPU on the device, without waiting for it."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    @torch.no_grad()
+    def evaluate(self) -> float | None:
+        """Mean loss of the averaged network on held-out samples, with fixed levels and noise.
+
+        It is the objective's without input perturbation and gradient penalty, at the levels of `levels=auto`.
+        """
+        if self.heldout is None:
+            return None
+        count, world = min(len(self.heldout), _HELD_OUT), self.group.world
+        generator = torch.Generator().manual_seed(mix(self.config.seed, "evaluate", 0))
+        levels, _ = self._plain.draw(count, generator)
+        seeds = sample_seeds(mix(self.config.seed, "evaluate", 1), 0, count, self.device)
+        # Every process has as many parts as the others, as a sharded network needs; what is too much counts nothing.
+        mine = torch.arange(self.group.rank, -(-count // world) * world, world)
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for indices in mine.split(_PART):
+            chosen = indices % count
+            x0, labels = fetch(self.heldout, chosen, self.config.workers, self.device)
+            cond = {"labels": labels} if self.conditional else {}
+            own = seeds[chosen.to(self.device)]
+            values = self._plain.loss(self.ema, x0, levels[chosen].to(self.device), own, cond)
+            total += values.double()[: int((indices < count).sum())].sum()
+        return float(self.group.sum(total)) / count
+
+    def periodic(self) -> dict[str, Any]:
+        config = self.config
+        if config.posthoc_ema and (self.iteration % config.posthoc_every == 0 or self.iteration == config.iterations):
+            self._snapshots()
+        return {}
+
+    def _snapshots(self) -> None:
+        """Stores the power-function averages; before the checkpoint, so that a resumed run lacks none."""
+        if self.group.first:
+            save_snapshots(self.outdir / "snapshots", self.averages, self.iteration, self.objective.metadata())
+
+    def finish(self, heldout: float | None) -> Path:
+        measured = self.evaluate() if heldout is None else heldout
+        training = {
+            "config": self.config.as_dict(),
+            "samples": len(self.data),
+            "torch": torch.__version__,
+            "iteration": self.iteration,
+            "heldout_loss": measured,
+        }
+        files = ["model.safetensors", *(f"model-{decay}.safetensors" for decay in self.config.ema[1:])]
+        for name, decay, average in zip(files, self.config.ema, self.averages.modules):
+            network = self.plain(average)
+            if self.group.first:
+                save(self.outdir / name, network, {**self.objective.metadata(), "training": {**training, "ema": decay}})
+        return self.outdir / files[0]
+
+    def try_step(self) -> dict[str, float]:
+        """One iteration, to see that everything fits: `loss`, `grad_norm` and `bytes`, the peak of the memory."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        loss, norm, _ = self._step().tolist()
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            import resource
+            import sys
+
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return {"loss": loss, "grad_norm": norm, "bytes": peak}
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        return {f"levels.{name}": tensor for name, tensor in self.objective.levels.state().items()}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.objective.levels.restore({name.removeprefix("levels."): tensor for name, tensor in tensors.items()})
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _network(self) -> nn.Module:
+        """The network that the configuration describes, or that of its `init` file."""
+        config, shape = self.config, self.data.sample_shape
+        classes = self.data.classes if self.conditional else 0
+        needed = {**self.objective.network_options(), "label_dim": classes}
+        if config.init:
+            return _continued(config, shape, needed, self.objective.metadata()["prediction"], self.device)
+        model = config.as_dict()["model"]
         with torch.random.fork_rng(self.rng_devices()):
             torch.manual_seed(mix(config.seed, "weights", 0))
             try:
-                model = UNet(image_size=size, channels=channels, label_dim=classes, **architecture)
+                if config.network == "mlp":
+                    if len(shape) != 1:
+                        raise ConfigError(f"network must be unet for samples of shape {list(shape)}, got 'mlp'")
+                    own = {name: model[name] for name in ("width", "depth", "embedding", "dropout")}
+                    return MLP(dim=shape[0], **own, **needed)
+                if len(shape) != 3 or shape[1] != shape[2]:
+                    raise ConfigError(f"network must be mlp for samples of shape {list(shape)}, got 'unet'")
+                del model["depth"]
+                return UNet(image_size=shape[1], channels=shape[0], **model, **needed)
+            except ConfigError:
+                raise
             except ValueError as error:
                 raise ConfigError(f"model: {error}") from None
-        model = model.to(self.device).train()
+
+    def _optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        config = self.config
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
         first, second = config.betas
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(first, second), fused=True)
-        self.batches = Batches(len(self.train_set), config.batch, config.seed)
-        self.begin(model, optimizer, resume)
+        options: dict[str, Any] = {"betas": (first, second), "weight_decay": config.weight_decay, "fused": True}
+        return kind(parameters, lr=config.learning_rate, **options)
 
-    def loss(self) -> Tensor:
-        config, device = self.config, self.device
-        chosen = self.batches(self.iteration).to(device)
-        images, labels = self.images[chosen], None
-        sigma = draw_sigma(config.batch, config.P_mean, config.P_std, device)
-        noise = torch.randn_like(images)
-        if config.conditional:
-            hidden = torch.rand(config.batch, device=device) < config.label_dropout
-            labels = self.labels[chosen].masked_fill(hidden, -1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
-            return edm_loss(self.model, images, sigma, noise, labels, config.sigma_data).mean()
 
-    @torch.no_grad()
-    def evaluate(self) -> float:
-        """Mean EDM loss of the averaged network on the held-out images, with fixed noise."""
-        config, images, labels = self.config, self.test_set.images, self.test_set.labels
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(config.seed, "evaluate", 0))
-            sigma = draw_sigma(len(images), config.P_mean, config.P_std)
-            noise = torch.randn(images.shape)
-        total = 0.0
-        for part in torch.arange(len(images)).split(500):
-            image, level, epsilon, label = (tensor[part].to(self.device) for tensor in (images, sigma, noise, labels))
-            known = label if config.conditional else None
-            total += edm_loss(self.ema, image, level, epsilon, known, config.sigma_data).sum().item()
-        return total / len(images)
+class _Loss(nn.Module):
+    """The loss as a module, so that a replica sees one call whatever the objective does with the network."""
 
-    def finish(self, heldout: float | None) -> Path:
-        file = self.outdir / "model.safetensors"
-        training = {
-            "config": self.config.as_dict(),
-            "images": len(self.train_set),
-            "torch": torch.__version__,
-            "heldout_loss": self.evaluate() if heldout is None else heldout,
-        }
-        save(file, self.ema, {"prediction": "edm", "sigma_data": self.config.sigma_data, "training": training})
-        return file
+    def __init__(self, network: nn.Module, objective: Any) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(self, x0: Tensor, levels: Tensor, seeds: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        value: Tensor = self.objective.loss(self.network, x0, levels, seeds, cond)
+        return value
+
+
+def _test_split(source: str) -> Samples | None:
+    """The held-out samples of a source that has a test split."""
+    try:
+        return open_dataset(source, split="test")
+    except DataError:
+        return None
+
+
+def _continued(
+    config: TrainConfig, shape: tuple[int, ...], needed: dict[str, Any], prediction: str, device: torch.device
+) -> nn.Module:
+    """The network of the file `config.init`, if it fits what is to be trained."""
+    network = load(config.init, device)
+    if tuple(getattr(network, "sample_shape", ())) != tuple(shape):
+        got = list(getattr(network, "sample_shape", ()))
+        raise ConfigError(f"init: {config.init} must be a network of samples of shape {list(shape)}, got {got}")
+    for name, value in needed.items():
+        if network.config.get(name) != value:
+            raise ConfigError(f"init: {config.init} must have {name} = {value!r}, got {network.config.get(name)!r}")
+    stored = network.metadata.get("prediction")
+    if stored != prediction:
+        raise ConfigError(f"init: {config.init} predicts {stored}, the objective is to predict {prediction}")
+    if "dropout" in network.config and network.config["dropout"] != config.model.dropout:
+        rebuilt = type(network)(**{**network.config, "dropout": config.model.dropout})
+        rebuilt.load_state_dict(network.state_dict())
+        network = rebuilt
+    result: nn.Module = network.requires_grad_(True)
+    return result
