@@ -138,6 +138,7 @@ def perturb(
         if len(table) != len(x0):
             raise ValueError(f"rows must be given for a table of {len(table)} rows and {len(x0)} samples, got None")
         rows = torch.arange(len(x0), device=x0.device)
+        table = table if len(table) else table.new_zeros(1, table.shape[1])  # an empty batch
     drawn = noise.dtype == torch.int64
     if (xi is None) != (drawn or not perturbed):
         wanted = "be given with a given noise and gamma" if xi is None else "be left out without gamma or with seeds"
