@@ -52,3 +52,23 @@ class GuidedDiffusionStep:
 def ancestral_update(x: Tensor, eps: Tensor, a: Tensor, b: Tensor, std: Tensor) -> Tensor:
     """a x + b eps + std z: the leanest eager noise-injecting step."""
     return a * x + b * eps + std * torch.randn_like(x)
+
+
+def noise_batch(x0: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, gamma: float | None) -> tuple[Tensor, Tensor]:
+    """x_t and the noise, as training loops write it; with gamma, DDPM-IP's (Ning et al. 2023, algorithm 2)."""
+    noise = torch.randn_like(x0)
+    moved = noise if gamma is None else noise + gamma * torch.randn_like(x0)
+    shape = (-1, *[1] * (x0.ndim - 1))
+    return alpha[t].reshape(shape) * x0 + sigma[t].reshape(shape) * moved, noise
+
+
+def noise_batch_into(
+    out: list[Tensor], x0: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, gamma: float | None
+) -> tuple[Tensor, Tensor]:
+    """The same into given tensors, with the fewest operations: the best that PyTorch has."""
+    state, noise, other = out
+    moved = noise.normal_()
+    if gamma is not None:
+        moved = torch.add(noise, other.normal_(), alpha=gamma, out=other)
+    shape = (-1, *[1] * (x0.ndim - 1))
+    return torch.mul(x0, alpha[t].reshape(shape), out=state).addcmul_(moved, sigma[t].reshape(shape)), noise

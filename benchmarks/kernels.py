@@ -6,9 +6,14 @@
     K4  multistep, three old slopes   y = a x + b f + c g + d h
     K5  Heun's second stage           y = a x + b f + c g,  network input w = e y
     K6  churn                         y = x + s z,          network input w = e y
+    K7  noising a training batch      y = z,                network input w = a[t] x + s[t] z
+    K8  with input perturbation       y = z,                network input w = a[t] x + s[t] (z + c u)
 
-x and y are the state, f, g, h and w what the network gives and takes. Precisions: all float32; float32 state beside a
-bfloat16 network; all bfloat16. Bytes are those of every tensor read or written once.
+x and y are the state (of K7 and K8 clean data and the target), f, g, h and w what the network gives and takes; z and u
+are noise, and t a step of 1000 for every sample. K7 and K8 have not been measured on a GPU yet.
+
+Precisions: all float32; float32 state beside a bfloat16 network; all bfloat16. Bytes are those of every tensor read or
+written once.
 """
 
 from __future__ import annotations
@@ -35,13 +40,17 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One update: how many tensors it reads, whether it draws, its coefficient row [M, K], and its formula."""
+    """One update: how many tensors it reads and draws, its coefficient row [M, K], and its formula.
+
+    With `levels` its table has a row for each of them, `row` times a level, and the formula is given (table, rows).
+    """
 
     name: str
     reads: int
-    draws: bool
+    draws: int
     row: tuple[float, ...]
     formula: Callable[..., Outputs]
+    levels: int = 0
 
     @property
     def writes(self) -> int:
@@ -62,13 +71,25 @@ def _k6(x: Tensor, f: Tensor) -> Outputs:
     return y, (E * y).to(f.dtype)
 
 
+def _k7(x: Tensor, like: Tensor, table: Tensor, t: Tensor) -> Outputs:
+    z = torch.randn_like(x)
+    return z, (table[t, 2:3] * x + table[t, 3:4] * z).to(like.dtype)
+
+
+def _k8(x: Tensor, like: Tensor, table: Tensor, t: Tensor) -> Outputs:
+    z = torch.randn_like(x)
+    return z, (table[t, 3:4] * x + table[t, 4:5] * (z + C * torch.randn_like(x))).to(like.dtype)
+
+
 KERNELS = (
-    Kernel("K1", 2, False, (A, B), lambda x, f: (A * x + B * f,)),
-    Kernel("K2", 2, True, (A, B, S), _k2),
-    Kernel("K3", 3, False, (A, B, C), lambda x, f, g: (A * x + B * f + C * g,)),
-    Kernel("K4", 4, False, (A, B, C, D), lambda x, f, g, h: (A * x + B * f + C * g + D * h,)),
-    Kernel("K5", 3, False, (A, B, C, E * A, E * B, E * C), _k5),
-    Kernel("K6", 1, True, (1.0, S, E, E * S), _k6),
+    Kernel("K1", 2, 0, (A, B), lambda x, f: (A * x + B * f,)),
+    Kernel("K2", 2, 1, (A, B, S), _k2),
+    Kernel("K3", 3, 0, (A, B, C), lambda x, f, g: (A * x + B * f + C * g,)),
+    Kernel("K4", 4, 0, (A, B, C, D), lambda x, f, g, h: (A * x + B * f + C * g + D * h,)),
+    Kernel("K5", 3, 0, (A, B, C, E * A, E * B, E * C), _k5),
+    Kernel("K6", 1, 1, (1.0, S, E, E * S), _k6),
+    Kernel("K7", 1, 1, (0.0, 1.0, A, S), _k7, levels=1000),
+    Kernel("K8", 1, 2, (0.0, 1.0, 0.0, A, S, C * S), _k8, levels=1000),
 )
 PRECISIONS = {  # of the state, of the network
     "fp32": (torch.float32, torch.float32),
@@ -92,22 +113,29 @@ class Case:
         self.inputs = [[torch.randn(shape, device=device).to(d) for d in self.reads] for _ in range(count)]
         self.outputs = [[torch.empty(shape, dtype=d, device=device) for d in self.writes] for _ in range(count)]
         self.table = torch.tensor([kernel.row], device=device)
+        self.rows = None
+        if kernel.levels:  # the target's coefficients are those of every level
+            levels = torch.linspace(0.1, 1, kernel.levels, device=device)[:, None]
+            half = len(kernel.row) // 2
+            self.table = torch.cat([self.table[:, :half].repeat(len(levels), 1), levels * self.table[:, half:]], 1)
+            self.rows = torch.arange(0, kernel.levels, kernel.levels // BATCH, device=device)[:BATCH]
         self.seeds = torch.arange(BATCH, device=device) if kernel.draws else None
-        # K6 reads the state alone; its formula takes a tensor of the network's dtype to know what to write.
-        self._dtype_of = [torch.empty(0, dtype=network, device=device)] if kernel.reads == 1 else []
+        # Where the state is all that is read, the formula takes a tensor of the network's dtype to know what to write.
+        self._more = [torch.empty(0, dtype=network, device=device)] if kernel.reads == 1 else []
+        self._more += [] if self.rows is None else [self.table, self.rows]
 
     def combine(self, backend: str) -> Callable[[int], Any]:
         operation = native.operation("combine_out", backend)
-        draws = [1] if self.kernel.draws else []
-        return lambda i: operation(self.inputs[i], self.table, None, self.seeds, draws, None, False, self.outputs[i])
+        draws, rows = list(range(1, 1 + self.kernel.draws)), self.rows
+        return lambda i: operation(self.inputs[i], self.table, rows, self.seeds, draws, None, False, self.outputs[i])
 
     def eager(self) -> Callable[[int], Any]:
-        return lambda i: self.kernel.formula(*self.inputs[i], *self._dtype_of)
+        return lambda i: self.kernel.formula(*self.inputs[i], *self._more)
 
     def compiled(self) -> Callable[[int], Any]:
         torch.compiler.reset()
         function = torch.compile(self.kernel.formula, dynamic=False)
-        return lambda i: function(*self.inputs[i], *self._dtype_of)
+        return lambda i: function(*self.inputs[i], *self._more)
 
     def check(self, backends: list[str]) -> dict[str, Any]:
         """Whether the backends agree bit for bit, and how far they are from the formula where nothing is drawn."""
