@@ -126,7 +126,7 @@ def _adm(data: str, perturbed: bool) -> TrainPreset:
         source = "Ning et al. 2023 (DDPM-IP), repository"
         notes.append("the repository has read images with and without mirroring")
         if sampling.note:
-            notes.append(f"FID: {sampling.note}")
+            notes.append(sampling.note)
     if perturbed:
         config["objective"]["gamma"] = [sampling.training["input_perturbation"]]
     if iterations is None:
@@ -182,8 +182,8 @@ _EDM_RUNS = {  # data: network, batch, millions of images, learning rate, half-l
 }
 _EDM_WARMUP = 10  # millions of images
 _DDPMPP_NOTE = (
-    "the network is not DDPM++: the noise level modulates the normalisation, pooling in place of residual blocks between "
-    "the levels, one block a level fewer on the way up, skips that are not scaled"
+    "the network is not DDPM++: the noise level modulates the normalisation, pooling in place of residual blocks "
+    "between the levels, one block a level fewer on the way up, skips that are not scaled"
 )
 _AVERAGE_NOTE = (
     "the published average has a half-life of at most 5 % of the images so far, here the decay is at most (1 + i) / "
