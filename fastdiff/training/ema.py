@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import check_count, check_finite
 from ..models.io import ModelFileError, check_tensors, load_tensors, read_metadata, save, save_tensors
+from .parallel import local
 
 __all__ = [
     "Averages",
@@ -200,8 +201,8 @@ def _duplicate(model: nn.Module) -> nn.Module:
 
 
 def _paired(averages: Any, values: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Corresponding tensors, without those that are one and the same."""
-    pairs = [(a, b.detach()) for a, b in zip(averages, values) if a is not b]
+    """Corresponding tensors, or this process's parts of them, without those that are one and the same."""
+    pairs = [(local(a), local(b.detach())) for a, b in zip(averages, values) if a is not b]
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
@@ -234,7 +235,11 @@ class Reconstruction:
 
 
 def save_snapshots(
-    folder: str | Path, averages: Averages, iteration: int, metadata: dict[str, Any] | None = None
+    folder: str | Path,
+    averages: Averages,
+    iteration: int,
+    metadata: dict[str, Any] | None = None,
+    modules: Sequence[nn.Module] | None = None,
 ) -> list[Path]:
     """Stores the power-function averages as model files, atomically: `0000500-0.050.safetensors`.
 
@@ -243,13 +248,14 @@ def save_snapshots(
         averages: at least one power-function average among them, or nothing is written.
         iteration: iterations done so far, at least 1.
         metadata: of the model files, see `fastdiff.models.save`.
+        modules: whole copies, one per average, of averages that are sharded.
 
     Raises:
         OSError: a file cannot be written.
     """
     check_count("iteration", iteration)
     files = []
-    for profile, module in zip(averages.profiles, averages.modules):
+    for profile, module in zip(averages.profiles, modules or averages.modules):
         if isinstance(profile, Power):
             Path(folder).mkdir(parents=True, exist_ok=True)
             file = Path(folder) / f"{iteration:07d}-{profile.sigma_rel:.3f}.safetensors"
