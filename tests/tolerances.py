@@ -34,3 +34,15 @@ LOSS = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 LOSS_GRADIENT = 1e-6
 """A gradient of a loss against central differences in float64, relative to the largest entry."""
+
+LOG_DENSITY = 1e-7
+"""A log-density (nats) by the ODE at tolerances of 1e-9, and the state at its end, against a closed form."""
+
+LOG_DENSITY_FLOAT32 = 5e-3
+"""The same at the default tolerances of 1e-5, or with a network in float32."""
+
+LOSS = 1e-8
+"""A loss, a term of a bound or a gradient in float64 against the same formula written another way."""
+
+FLOAT32_LOSS = 1e-4
+"""The same in float32 against float64."""

@@ -12,6 +12,8 @@ from fastdiff.solvers.ddpm import log_variance
 from fastdiff.training.chain import Chain
 from fastdiff.training.perturb import input_perturbation, noising_table
 
+from ..tolerances import CLOSED_FORM
+
 
 def test_a_column_is_the_float64_table_rounded_once():
     process = VP.cosine(50)
@@ -50,7 +52,7 @@ def test_noising_is_the_table_of_the_chain(target):
     before = torch.from_numpy(np.sqrt(q.alphas_cumprod_prev)), torch.from_numpy(np.sqrt(1 - q.alphas_cumprod_prev))
     for gamma in (None, 0.0, 0.1, input_perturbation((0.05, 0.2), 5)):
         wanted = noising_table(alpha, sigma, target, gamma=gamma, following=before, dtype=torch.float64)
-        torch.testing.assert_close(chain.noising(target, gamma), wanted, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(chain.noising(target, gamma), wanted, rtol=CLOSED_FORM, atol=CLOSED_FORM)
 
 
 def test_noising_is_made_once_for_the_same_arguments():

@@ -18,7 +18,7 @@ from fastdiff.training.chain import Chain
 from fastdiff.training.losses import calc_bpd, ddpm_loss, prior_bpd
 from fastdiff.training.perturb import input_perturbation
 
-from ...tolerances import CLOSED_FORM
+from ...tolerances import CLOSED_FORM, FLOAT32_LOSS, LOSS
 
 F64 = torch.float64
 PREDICTIONS = ("eps", "x0", "v", "previous_x")
@@ -140,10 +140,10 @@ def test_every_combination(prediction, loss, name):
         batch = Batch(chain_of(name), variance)
         got = batch.loss(prediction=prediction, variance=variance, loss=loss, gamma=gamma).loss
         wanted = torch.stack(written_out(batch, name, prediction, variance, loss, gamma or 0.0))
-        torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(got, wanted, rtol=LOSS, atol=LOSS)
         (slope,) = torch.autograd.grad(got.sum(), batch.output)
         (wanted_slope,) = torch.autograd.grad(wanted.sum(), batch.output)
-        torch.testing.assert_close(slope, wanted_slope, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(slope, wanted_slope, rtol=LOSS, atol=LOSS)
 
 
 def test_the_network_is_given_x_t_its_own_time_and_the_conditions():
@@ -190,7 +190,7 @@ def test_the_target_stays_eps_not_the_perturbed_noise():
     torch.testing.assert_close(of_perturbed, gamma**2 * batch.xi.square().flatten(1).mean(1))
     # The negative control, DDPM-y, has it the other way round.
     control = ddpm_loss(oracle(perturbed), batch.x0, batch.t, batch.z, perturbed_target=True, **options).loss
-    torch.testing.assert_close(control, torch.zeros(4, dtype=F64), rtol=0, atol=1e-30)
+    torch.testing.assert_close(control, torch.zeros(4, dtype=F64), rtol=0, atol=CLOSED_FORM)
 
 
 @pytest.mark.parametrize("control", [False, True])
@@ -209,7 +209,7 @@ def test_what_a_network_learns_from_perturbed_inputs(control):
     (first,) = torch.autograd.grad(loss, slope)  # of (slope x - target)^2 at 0: -2 E[x target]
     best = float(-first / 2 / seen[0].square().mean()) * float(chain("sqrt_one_minus_alphas_cumprod", t[:1]))
     wanted = 1.0 if control else 1 / (1 + gamma**2)
-    assert abs(best - wanted) < 4 * gamma / math.sqrt(count) + 1e-12
+    assert abs(best - wanted) < 4 * gamma / math.sqrt(count) + CLOSED_FORM
 
 
 def test_gamma_may_differ_from_step_to_step():
@@ -264,14 +264,14 @@ def test_weighted_squared_errors_are_terms_of_the_bound(prediction):
     batch.t = torch.tensor([1, 2, 20, 39])
     options = {"prediction": prediction}
     torch.testing.assert_close(
-        batch.loss(weighting="L_t", **options).loss, batch.loss(loss="kl", **options).loss, rtol=1e-9, atol=1e-12
+        batch.loss(weighting="L_t", **options).loss, batch.loss(loss="kl", **options).loss, rtol=LOSS, atol=LOSS
     )
     # Of another variance, up to the divergence of a perfect mean: 0.5 (r - 1 - ln r) with the variances' ratio r.
     small, large = (chain(f"fixed_{size}_log_variance", batch.t) for size in ("small", "large"))
     constant = 0.5 * ((small - large).exp() - 1 - (small - large)) / math.log(2)
     weighted = batch.loss(weighting="L_t", variance="fixed_large", **options).loss
     bound = batch.loss(loss="kl", variance="fixed_large", **options).loss
-    torch.testing.assert_close(weighted + constant, bound, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(weighted + constant, bound, rtol=LOSS, atol=LOSS)
 
 
 def test_weight_of_eps_is_that_of_the_paper():
@@ -338,7 +338,7 @@ def test_float32_stays_close_to_float64():
         exact = batch.loss(**options).loss.detach()
         x0, z, batch.output = batch.x0.float(), batch.z.float(), batch.output.float()
         got = ddpm_loss(batch.network, x0, batch.t, z, single, **options).loss.detach()
-        assert float((got - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
+        assert float((got - exact).abs().max()) <= FLOAT32_LOSS * float(exact.abs().max())
 
 
 def test_a_chain_that_ends_in_pure_noise():
