@@ -166,7 +166,7 @@ class Averages:
             if found_inf is None:
                 torch._foreach_lerp_(averages, values, step)
             else:
-                weight = torch.where(found_inf.reshape(()) == 0, step, 0.0)
+                weight = (found_inf.reshape(()) == 0).to(averages[0].dtype) * step
                 changes = torch._foreach_sub(values, averages)
                 torch._foreach_mul_(changes, weight)
                 torch._foreach_add_(averages, changes)
