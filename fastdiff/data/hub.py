@@ -38,11 +38,11 @@ class HubReader:
             raise BadSample(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from None
 
 
-def open_hub(source: str, split: str, fit: tuple[int | None, int | None]) -> tuple[HubReader, int]:
+def open_hub(source: str, split: str, fit: tuple[int | None, int | None]) -> tuple[HubReader, int, bool]:
     """`NAME` or `NAME:SPLIT`: a data set's name, or a folder that `save_to_disk` wrote or `load_dataset` reads.
 
     Returns:
-        (reader, number of classes).
+        (reader, number of classes, whether the split is one of the set's own).
 
     Raises:
         ModuleNotFoundError: `datasets` is not installed.
@@ -59,8 +59,9 @@ def open_hub(source: str, split: str, fit: tuple[int | None, int | None]) -> tup
     try:
         if any((Path(name) / file).exists() for file in ("dataset_dict.json", "dataset_info.json")):
             rows = datasets.load_from_disk(name)
+            own = isinstance(rows, dict)
         else:
-            rows = datasets.load_dataset(name, split=wanted)
+            rows, own = datasets.load_dataset(name, split=wanted), True
     except Exception as error:  # the library raises its own, OSError, ValueError, those of its HTTP client ...
         reason = " ".join(str(error).split())
         raise DataError(f"hf:{name}: cannot be loaded ({type(error).__name__}: {reason})") from None
@@ -68,7 +69,7 @@ def open_hub(source: str, split: str, fit: tuple[int | None, int | None]) -> tup
         if wanted not in rows:
             raise DataError(f"hf:{name}: split must be one of {', '.join(rows)}, got {wanted!r}")
         rows = rows[wanted]
-    return hub_reader(f"hf:{name}", rows, fit)
+    return *hub_reader(f"hf:{name}", rows, fit), own and not chosen
 
 
 def hub_reader(source: str, rows: Any, fit: tuple[int | None, int | None]) -> tuple[HubReader, int]:

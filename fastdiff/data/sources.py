@@ -36,9 +36,9 @@ def open_dataset(
     """The data set called `source`.
 
     Images of several sizes or channel counts are refused (the message says what to do) unless `size` and `channels`
-    convert them. A set is read once and held in memory where it fits, one byte per pixel and channel; a larger one is
-    opened by 256 of its images and then read as asked. Images that cannot be read are replaced, named and counted: see
-    `fastdiff.data.lazy`.
+    convert them. A set is read once and held in memory where it fits, by every process: one byte per pixel and channel.
+    Of a larger one 256 images are read at opening and the others as asked; the names and labels of its files are held,
+    about 200 bytes a file. Images that cannot be read are replaced, named and counted: see `fastdiff.data.lazy`.
 
     Args:
         source: `digits8`, `digits16`;
@@ -46,7 +46,7 @@ def open_dataset(
             a folder of images (PNG, JPEG ...), whose classes are in EDM's `dataset.json` or else its sub-folders;
             a `.zip` of images (EDM's format);
             an `.npz` file (`images` or `arr_0`, `labels` or `arr_1`; held in memory whatever its size);
-            `hf:NAME` or `hf:NAME:SPLIT`, a name or a folder of the Hugging Face `datasets` library;
+            `hf:NAME` or `hf:NAME:SPLIT`, a name or a local folder of the Hugging Face `datasets` library;
             or a map-style `torch.utils.data.Dataset` of images or (image, class).
         split: "train" or "test". The digits, points, `hf:` names, folders with a `train` sub-folder and `.npz` files
             with `x_train` have both. Other sources have what `holdout` leaves.
@@ -74,15 +74,16 @@ def open_dataset(
         embedded = _embedded(source, split)
         if embedded is not None:
             return _as_asked(embedded, size, channels, classes)
+        if not source.startswith("hf:"):
+            source = Path(source).expanduser()
     fit = size, channels
     name = str(source)
+    own = False
     if not isinstance(source, (str, os.PathLike)):
         name = type(source).__name__
         reader, known = open_torch(source, fit)
-        own = False
     elif name.startswith("hf:"):
-        reader, known = open_hub(name[3:], split, fit)
-        own = ":" not in name[3:]
+        reader, known, own = open_hub(name[3:], split, fit)
     elif Path(source).suffix.lower() == ".npz":
         values, labels, own = open_arrays(Path(source), split, size, channels)
         if classes and labels is None:
@@ -94,7 +95,6 @@ def open_dataset(
         reader, known, own = open_folder(Path(source), split, fit)
     elif Path(source).suffix.lower() == ".zip":
         reader, known = open_archive(Path(source), fit)
-        own = False
     else:
         known_names = ", ".join((*digits.DATASETS, *POINT_SETS))
         raise DataError(f"{name}: not {known_names}, a folder, a .zip or .npz file, or hf:NAME")

@@ -50,6 +50,10 @@ def test_saved_on_disk(datasets, tmp_path):
         open_dataset(f"hf:{tmp_path / 'both'}:val")
     rows(datasets).save_to_disk(tmp_path / "one")
     assert len(open_dataset(f"hf:{tmp_path / 'one'}")) == 6
+    with pytest.raises(DataError, match="has no test split"):
+        open_dataset(f"hf:{tmp_path / 'one'}", split="test")
+    train, test = (open_dataset(f"hf:{tmp_path / 'both'}:train", split=split, holdout=2) for split in ("train", "test"))
+    assert (len(train), len(test)) == (4, 2)
 
 
 def test_a_folder_the_library_reads(datasets, tmp_path, monkeypatch):
