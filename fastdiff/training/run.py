@@ -135,9 +135,8 @@ class TrainingRun:
     def evaluated(self, heldout: float) -> None:
         """Called after every evaluation; may set `stopped`."""
 
-    def periodic(self) -> dict[str, Any]:
-        """Called after every iteration; what it returns is logged."""
-        return {}
+    def periodic(self) -> None:
+        """Called after every iteration, when it has been logged and before it is stored."""
 
     def run(self, until: int | None = None, progress: bool = True) -> Path:
         """Trains to iteration `until` (default: the configured number) and writes a checkpoint.
@@ -167,26 +166,30 @@ class TrainingRun:
                 evaluate_now = done or self.iteration % config.evaluate_every == 0
                 save_now = done or self.iteration % config.checkpoint_every == 0
                 heldout = None
-                fields = self.periodic()
-                if fields or save_now or evaluate_now or self.iteration % config.log_every == 0:
+                if save_now or evaluate_now or self.iteration % config.log_every == 0:
                     loss, norm = self._means(window)
                     speed = len(window) * config.batch / (time.perf_counter() - clock)
                     bar.set_postfix({"loss": f"{loss:.4f}", "img/s": round(speed)})
                     heldout = self.evaluate() if evaluate_now else None
-                    row = {"loss": loss, "grad_norm": norm, "learning_rate": self._rate(), "heldout_loss": heldout}
-                    row |= {"images_per_second": round(speed, 1), "skipped": self.skipped or None, **fields}
-                    if self.scaler.is_enabled():
-                        row["loss_scale"] = self.scaler.get_scale()
-                    if self.group.first:
-                        self.log.add(self.iteration, **row)
+                    self._log(loss=loss, grad_norm=norm, heldout_loss=heldout, images_per_second=round(speed, 1))
                     if heldout is not None:
                         self.evaluated(heldout)
-                    window, clock = [], time.perf_counter()
+                    window = []
+                self.periodic()
                 if save_now or self.stopped:
                     self._save_checkpoint()
+                if not window:
+                    clock = time.perf_counter()
         if self.stopped or self.iteration == config.iterations:
             return self.finish(heldout)
         return self.outdir / "model.safetensors"
+
+    def _log(self, **fields: Any) -> None:
+        fields |= {"learning_rate": self._rate(), "skipped": self.skipped}
+        if self.scaler.is_enabled():
+            fields["loss_scale"] = self.scaler.get_scale()
+        if self.group.first:
+            self.log.add(self.iteration, **fields)
 
     def _step(self) -> Tensor:
         """One iteration; returns [3]: mean loss, gradient norm, whether it was skipped. No GPU is waited for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..config import ConfigError, TrainConfig
 from ..data import DataError, Feed, Samples, fetch, open_dataset
+from ..data.augment import AUGMENT_LABELS, Augment, flip
 from ..models.io import load, save
 from ..models.mlp import MLP
 from ..models.unet import UNet
@@ -19,6 +21,7 @@ from .ema import save_snapshots
 from .objectives import make_objective
 from .parallel import unsynchronised
 from .perturb import sample_seeds
+from .preview import Preview
 from .run import TrainingRun
 
 __all__ = ["Trainer"]
@@ -30,14 +33,16 @@ _PART = 500  # of them at once, and of what is drawn
 class Trainer(TrainingRun):
     """Trains a network with the configured objective and keeps averages of its weights.
 
-    Writes to `outdir`: `config.yaml`, `log.jsonl`, `checkpoints/` (to resume from), with power-function averages their
-    `snapshots/`, and at the end `model.safetensors` (the first average, for `fastdiff.models.load`; further ones as
-    `model-0.9999.safetensors`). Under torchrun every process makes a Trainer, on a folder that all can read.
+    Writes to `outdir`: `config.yaml`, `log.jsonl`, `checkpoints/` (to resume from), if asked for pictures in `samples/`
+    and the `snapshots/` of power-function averages, and at the end `model.safetensors` (the first average, for
+    `fastdiff.models.load`; further ones as `model-0.9999.safetensors`). Under torchrun every process makes a Trainer,
+    on a folder that all can read.
 
     Args:
         config: a checked configuration (`fastdiff.config.load_train_config`).
         outdir: folder to write to; it is created.
-        resume: continue from the folder's newest checkpoint. Without it a folder that holds one is refused.
+        resume: continue from the folder's newest checkpoint, from the beginning if it has none. Without it a folder
+            that holds one is refused.
         dry: write nothing; for `try_step`.
         data: samples to train with, in place of the configuration's.
         heldout: samples to measure the held-out loss with; default the test split of the configuration's.
@@ -95,6 +100,7 @@ class Trainer(TrainingRun):
         self.feed = Feed(self.data, lambda i: self.batches(i)[share], workers=config.workers, device=self.device)
         self._noise_key = mix(config.seed, "noise", 0)
         self.begin(model, self._optimizer, resume, config.ema, config.posthoc_ema, config.ema_warmup)
+        self.preview = self._preview() if config.sample_every else None
         if config.compile:
             self.model.compile()  # in place: the names of its tensors stay
         self.replica = self.group.replicate(_Loss(self.model, self.objective))
@@ -133,15 +139,16 @@ class Trainer(TrainingRun):
         config, count = self.config, self.config.batch
         levels, weights, generator = self._draw()
         hidden = torch.rand(count, generator=generator) < config.label_dropout
-        mirrored = torch.rand(count, generator=generator) < 0.5
         seeds = sample_seeds(self._noise_key, self.iteration * count, count, "cpu")
         x0, labels = self.feed(self.iteration)
-        if config.flip:
-            x0 = torch.where(self._moved(mirrored[share]).reshape(-1, *[1] * (x0.dim() - 1)), x0.flip(-1), x0)
+        own = self._moved(seeds[share])
         cond: dict[str, Tensor] = {}
         if self.conditional:
             cond["labels"] = labels.masked_fill(self._moved(hidden[share]), -1)
-        own = self._moved(seeds[share])
+        if config.flip:
+            x0 = flip(x0, own)
+        if config.augment:
+            x0, cond["augment_labels"] = Augment(config.augment)(x0, own)
         return x0, self._moved(levels[share]), self._moved(weights[share]), own, cond
 
     def _moved(self, tensor: Tensor) -> Tensor:
@@ -174,16 +181,15 @@ class Trainer(TrainingRun):
             total += values.double()[: int((indices < count).sum())].sum()
         return float(self.group.sum(total)) / count
 
-    def periodic(self) -> dict[str, Any]:
-        config = self.config
-        if config.posthoc_ema and (self.iteration % config.posthoc_every == 0 or self.iteration == config.iterations):
-            self._snapshots()
-        return {}
-
-    def _snapshots(self) -> None:
-        """Stores the power-function averages; before the checkpoint, so that a resumed run lacks none."""
-        if self.group.first:
-            save_snapshots(self.outdir / "snapshots", self.averages, self.iteration, self.objective.metadata())
+    def periodic(self) -> None:
+        config, iteration = self.config, self.iteration
+        if config.posthoc_ema and (iteration % config.posthoc_every == 0 or iteration == config.iterations):
+            averages = copy.copy(self.averages)
+            averages.modules = [self.plain(module) for module in averages.modules]
+            if self.group.first:
+                save_snapshots(self.outdir / "snapshots", averages, iteration, self.objective.metadata())
+        if self.preview is not None and iteration % config.sample_every == 0:
+            self.preview(self.ema, iteration, self.log if self.group.first else None)
 
     def finish(self, heldout: float | None) -> Path:
         measured = self.evaluate() if heldout is None else heldout
@@ -231,6 +237,10 @@ class Trainer(TrainingRun):
         config, shape = self.config, self.data.sample_shape
         classes = self.data.classes if self.conditional else 0
         needed = {**self.objective.network_options(), "label_dim": classes}
+        if config.augment:
+            needed["augment_dim"] = AUGMENT_LABELS
+        if len(shape) != 3 and (config.flip or config.augment):
+            raise ConfigError(f"flip and augment are for images, got samples of shape {list(shape)}")
         if config.init:
             return _continued(config, shape, needed, self.objective.metadata()["prediction"], self.device)
         model = config.as_dict()["model"]
@@ -250,6 +260,15 @@ class Trainer(TrainingRun):
                 raise
             except ValueError as error:
                 raise ConfigError(f"model: {error}") from None
+
+    def _preview(self) -> Preview:
+        config = self.config
+        reference = {"": None, "train": self.data, "test": self.heldout}[config.reference]
+        if config.reference == "test" and reference is None:
+            raise ConfigError(f"reference must be train: {config.data} has no test split")
+        self.ema.metadata = self.objective.metadata()  # type: ignore[assignment]
+        options: dict[str, Any] = {"reference": reference, "group": self.group, "device": self.device}
+        return Preview(self.outdir / "samples", config.samples, **options)
 
     def _optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         config = self.config
