@@ -14,9 +14,15 @@ from .process import EDM, VE, VP, Process
 from .sampler import Sampler, StepInfo
 
 
+_ROOMS = (
+    *("continuous", "data", "evaluation", "exposure", "guidance", "likelihood", "models", "presets", "sde", "sweep"),
+    "training",
+)
+
+
 def __getattr__(name: str) -> Any:
     """Rooms that not every user needs are imported when they are first asked for."""
-    if name in ("data", "evaluation", "exposure", "guidance", "models", "presets", "sweep", "training"):
+    if name in _ROOMS:
         return import_module(f"fastdiff.{name}")
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 

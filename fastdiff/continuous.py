@@ -92,11 +92,7 @@ class SDEProcess(_InTime):
         return Level(*(float(number) for number in numbers))
 
     def level_at_sigma(self, sigma_ve: float) -> Level:
-        low, high = 0.0, 1.0  # sigma / alpha grows with t
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if self.level(middle).sigma_ve < sigma_ve else (low, middle)
-        return self.level(high)
+        return self.level(float(self.sde.time(torch.tensor([sigma_ve], dtype=torch.float64))))
 
     def prior_std(self, first: Level) -> float:
         return float(self.sde.prior_std)

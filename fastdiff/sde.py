@@ -54,6 +54,10 @@ class SDE:
         """The standard deviation of the noise in x_t."""
         raise NotImplementedError
 
+    def time(self, ratio: Tensor) -> Tensor:
+        """The t at which sigma / alpha is `ratio`, a positive number."""
+        raise NotImplementedError
+
     def drift(self, t: Tensor) -> Tensor:
         """f: the drift of x is f(t) x."""
         raise NotImplementedError
@@ -150,6 +154,14 @@ class VPSDE(SDE):
     def sigma(self, t: Tensor) -> Tensor:
         return (-(2 * self.log_alpha(t)).expm1()).sqrt()
 
+    def time(self, ratio: Tensor) -> Tensor:
+        return self._time_of(0.5 * ratio.double().square().log1p())
+
+    def _time_of(self, depth: Tensor) -> Tensor:
+        """The t at which -ln alpha(t) is `depth`; without the cancellation of the usual formula of a quadratic."""
+        half = self.beta_min / 2
+        return 2 * depth / (half + (half**2 + (self.beta_max - self.beta_min) * depth).sqrt())
+
     def drift(self, t: Tensor) -> Tensor:
         return -self.beta(t) / 2
 
@@ -190,6 +202,9 @@ class subVPSDE(VPSDE):
     def sigma(self, t: Tensor) -> Tensor:
         return -(2 * self.log_alpha(t)).expm1()
 
+    def time(self, ratio: Tensor) -> Tensor:
+        return self._time_of((ratio.double() / 2).asinh())  # r = 1 / alpha - alpha
+
     def diffusion(self, t: Tensor) -> Tensor:
         return (self.beta(t) * -(4 * self.log_alpha(t)).expm1()).sqrt()
 
@@ -227,6 +242,9 @@ class VESDE(SDE):
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (t.double() * self._log_ratio).exp()
+
+    def time(self, ratio: Tensor) -> Tensor:
+        return (ratio.double() / self.sigma_min).log() / self._log_ratio
 
     def drift(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t, dtype=torch.float64)

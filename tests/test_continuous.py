@@ -56,13 +56,14 @@ def test_sde_sampling_has_the_data_s_moments(sde):
     assert x.std().item() == pytest.approx(STD, rel=0.04)
 
 
-@pytest.mark.parametrize("process", [Flow(), SDEProcess(VPSDE()), SDEProcess(VESDE())], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("process", [Flow(), SDEProcess(VPSDE()), SDEProcess(subVPSDE()), SDEProcess(VESDE())])
 def test_levels(process):
     levels = process.levels(5)
     assert levels.steps == 5 and levels[-1] == (1.0, 0.0, 0.0)
     assert all(a > b for a, b in zip(levels.sigmas, levels.sigmas[1:]))
     middle = levels[2]
     assert process.level_at_sigma(middle.sigma_ve) == pytest.approx(middle, rel=1e-9)
+    assert process.level_at_sigma(levels[-2].sigma_ve).sigma == pytest.approx(levels[-2].sigma, rel=1e-9)
     times = process.levels(3, lambda n: [0.9, 0.5, 0.1])
     assert times[1] == process.levels_at([0.9, 0.5, 0.1, 0.0])[1] == process.level(0.5)
 

@@ -44,7 +44,7 @@ LOG_DENSITY_MIXTURE = 1e-5
 LOG_DENSITY_FLOAT32 = 5e-3
 """The same at the default tolerances of 1e-5, or with a network in float32."""
 
-LOSS = 1e-8
+BOUND = 1e-8
 """A loss, a term of a bound or a gradient in float64 against the same formula written another way."""
 
 FLOAT32_LOSS = 1e-4
@@ -52,3 +52,6 @@ FLOAT32_LOSS = 1e-4
 
 CUBIC_SHIFT = 0.06
 """Pixels by which PyTorch's cubic kernel (a = -0.75) moves a ramp: (1 + 2 a)(2 s^3 - 3 s^2 + s) is at most 0.0482."""
+
+TRAINING_SPLIT = 1e-6
+"""A batch in parts, or on several processes, against the whole: losses relatively, weights absolutely (issue 5)."""

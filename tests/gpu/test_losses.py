@@ -10,7 +10,7 @@ from fastdiff.process import VP
 from fastdiff.training.chain import Chain
 from fastdiff.training.losses import calc_bpd, ddpm_loss
 
-from ..tolerances import LOSS
+from ..tolerances import BOUND
 
 
 def network(x: Tensor, time: Tensor) -> Tensor:
@@ -31,4 +31,4 @@ def test_losses_of_a_chain(loss):
         bound = calc_bpd(network, inputs[0], chain, inputs[2], **options)
         results.append([losses.cpu(), *(value.cpu() for value in bound)])
     for on_cpu, on_gpu in zip(*results):
-        torch.testing.assert_close(on_gpu, on_cpu, rtol=LOSS, atol=LOSS)
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=BOUND, atol=BOUND)

@@ -15,7 +15,7 @@ from fastdiff.training.chain import Chain
 from fastdiff.training.losses import calc_bpd, prior_bpd, reverse_step, vb_terms
 from fastdiff.training.perturb import perturb
 
-from ...tolerances import LOSS
+from ...tolerances import BOUND
 
 F64 = torch.float64
 PREDICTIONS = ("eps", "x0", "v", "previous_x")
@@ -38,11 +38,11 @@ def test_a_perfect_prediction_is_the_posterior(prediction):
     x0, t, x_t, target = noised(chain, prediction)
     for clip in (False, True):
         step = reverse_step(target, x_t, t, chain, prediction=prediction, clip=clip)
-        torch.testing.assert_close(step.pred_xstart, x0, rtol=LOSS, atol=LOSS)
+        torch.testing.assert_close(step.pred_xstart, x0, rtol=BOUND, atol=BOUND)
         mean = noised(chain, "previous_x")[3]
-        torch.testing.assert_close(step.mean, mean, rtol=LOSS, atol=LOSS)
+        torch.testing.assert_close(step.mean, mean, rtol=BOUND, atol=BOUND)
         bpd = vb_terms(target, x0, x_t, t, chain, prediction=prediction, clip=clip).bpd
-        assert float(bpd[1:].abs().max()) < LOSS
+        assert float(bpd[1:].abs().max()) < BOUND
 
 
 def test_clipping_moves_x0_and_the_mean_but_not_a_predicted_mean():
@@ -71,14 +71,14 @@ def test_variances():
     for variance, value in wanted.items():
         output = torch.cat([target, head], 1) if variance.startswith("learned") else target
         step = reverse_step(output, x_t, t, chain, variance=variance)
-        torch.testing.assert_close(step.log_variance.exp(), value, rtol=LOSS, atol=0)
+        torch.testing.assert_close(step.log_variance.exp(), value, rtol=BOUND, atol=0)
 
 
 def test_prior_is_the_divergence_of_the_last_step():
     chain = Chain(VP.linear(60), "3", dtype=F64)
     x0, abar = normals(4, 5, 2, 3), float(chain.tables.alphas_cumprod[-1])
     wanted = 0.5 * ((1 - abar) - 1 - math.log(1 - abar) + abar * x0.square().flatten(1).mean(1)) / math.log(2)
-    torch.testing.assert_close(prior_bpd(x0, chain), wanted, rtol=LOSS, atol=0)
+    torch.testing.assert_close(prior_bpd(x0, chain), wanted, rtol=BOUND, atol=0)
     silent = Chain(VP([0.2, 0.5, 1.0]), dtype=F64)  # alpha = 0: nothing of x_0 is left
     assert not prior_bpd(x0, silent).any()
 

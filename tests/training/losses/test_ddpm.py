@@ -18,7 +18,7 @@ from fastdiff.training.chain import Chain
 from fastdiff.training.losses import calc_bpd, ddpm_loss, prior_bpd
 from fastdiff.training.perturb import input_perturbation
 
-from ...tolerances import CLOSED_FORM, FLOAT32_LOSS, LOSS
+from ...tolerances import BOUND, CLOSED_FORM, FLOAT32_LOSS
 
 F64 = torch.float64
 PREDICTIONS = ("eps", "x0", "v", "previous_x")
@@ -140,10 +140,10 @@ def test_every_combination(prediction, loss, name):
         batch = Batch(chain_of(name), variance)
         got = batch.loss(prediction=prediction, variance=variance, loss=loss, gamma=gamma).loss
         wanted = torch.stack(written_out(batch, name, prediction, variance, loss, gamma or 0.0))
-        torch.testing.assert_close(got, wanted, rtol=LOSS, atol=LOSS)
+        torch.testing.assert_close(got, wanted, rtol=BOUND, atol=BOUND)
         (slope,) = torch.autograd.grad(got.sum(), batch.output)
         (wanted_slope,) = torch.autograd.grad(wanted.sum(), batch.output)
-        torch.testing.assert_close(slope, wanted_slope, rtol=LOSS, atol=LOSS)
+        torch.testing.assert_close(slope, wanted_slope, rtol=BOUND, atol=BOUND)
 
 
 def test_the_network_is_given_x_t_its_own_time_and_the_conditions():
@@ -264,14 +264,14 @@ def test_weighted_squared_errors_are_terms_of_the_bound(prediction):
     batch.t = torch.tensor([1, 2, 20, 39])
     options = {"prediction": prediction}
     torch.testing.assert_close(
-        batch.loss(weighting="L_t", **options).loss, batch.loss(loss="kl", **options).loss, rtol=LOSS, atol=LOSS
+        batch.loss(weighting="L_t", **options).loss, batch.loss(loss="kl", **options).loss, rtol=BOUND, atol=BOUND
     )
     # Of another variance, up to the divergence of a perfect mean: 0.5 (r - 1 - ln r) with the variances' ratio r.
     small, large = (chain(f"fixed_{size}_log_variance", batch.t) for size in ("small", "large"))
     constant = 0.5 * ((small - large).exp() - 1 - (small - large)) / math.log(2)
     weighted = batch.loss(weighting="L_t", variance="fixed_large", **options).loss
     bound = batch.loss(loss="kl", variance="fixed_large", **options).loss
-    torch.testing.assert_close(weighted + constant, bound, rtol=LOSS, atol=LOSS)
+    torch.testing.assert_close(weighted + constant, bound, rtol=BOUND, atol=BOUND)
 
 
 def test_weight_of_eps_is_that_of_the_paper():
