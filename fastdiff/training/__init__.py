@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .calibration import LevelReport, Report, assess
 from .discriminator import DiscriminatorTrainer, NothingLearntError
-from .loss import draw_sigma, edm_loss
+from .losses import edm_loss
 from .trainer import Trainer
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "Report",
     "Trainer",
     "assess",
-    "draw_sigma",
     "edm_loss",
 ]
