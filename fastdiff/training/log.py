@@ -57,6 +57,7 @@ class Log:
             for name, value in row.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "iteration":
                     self._events.add_scalar(name, value, iteration)
+            self._events.flush()  # a killed run has lost nothing that is in the file
 
     def picture(self, iteration: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """A picture for TensorBoard, uint8 [H, W, 1 or 3]; nothing happens where it is not installed."""

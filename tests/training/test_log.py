@@ -26,6 +26,7 @@ class Writer:
 
     def __init__(self, folder, purge_step=None):
         self.folder, self.purge_step, self.rows, self.pictures, self.closed = folder, purge_step, [], [], False
+        self.flushed = 0
         type(self).made.append(self)
 
     def add_scalar(self, name, value, step):
@@ -33,6 +34,9 @@ class Writer:
 
     def add_image(self, name, pixels, step, dataformats):
         self.pictures.append((name, pixels.shape, step, dataformats))
+
+    def flush(self):
+        self.flushed += 1
 
     def close(self):
         self.closed = True
@@ -112,6 +116,7 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path, tensorboard):
     assert writer.purge_step == 0
     assert writer.rows == [("loss", 0.5, 10), ("skipped", 2, 10)]
     assert writer.pictures == [("samples", (4, 6, 1), 10, "HWC")]
+    assert writer.flushed == 1
     assert writer.closed
     Log(tmp_path / "log.jsonl", keep=10)
     assert Writer.made[-1].purge_step == 11
