@@ -66,5 +66,8 @@ def open_archive(path: Path, fit: tuple[int | None, int | None]) -> tuple[Archiv
         raise DataError(f"{path}: not a readable zip file ({error})") from None
     if not names:
         raise DataError(f"{path}: no images ({' '.join(sorted(SUFFIXES))}) among its {len(members)} files")
+    elsewhere = [member for member in members if member.endswith(f"/{LABEL_FILE}")]
+    if text is None and elsewhere:
+        raise DataError(f"{path}: {LABEL_FILE} must be at the top of the archive, got {elsewhere[0]}")
     labels, classes = labels_of(str(path), names, text)
     return Archive(path, names, labels, fit), classes

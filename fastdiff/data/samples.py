@@ -39,11 +39,13 @@ class Samples(Dataset[tuple[Tensor, int]]):
         name: what messages call it.
         sample_shape: (C, H, W), or (D,) of points.
         classes: number of classes; 0: none.
+        bins: how many values a pixel can take, evenly spaced from -1 to 1 (the likelihood of discrete data needs it).
         bad: samples found unusable so far, by name, with the reason; each is replaced by the next usable one.
     """
 
     def __init__(self, name: str, count: int, sample_shape: tuple[int, ...], classes: int) -> None:
         self.name, self.count, self.sample_shape, self.classes = name, count, sample_shape, classes
+        self.bins = 256
         self.bad: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -94,5 +96,5 @@ class InMemory(Samples):
 
     def to(self, device: torch.device | str) -> InMemory:
         moved = InMemory(self.name, self.values.to(device), self.labels.to(device), self.classes)
-        moved.bad = self.bad
+        moved.bins, moved.bad = self.bins, self.bad
         return moved

@@ -112,7 +112,9 @@ def _embedded(source: str, split: str) -> InMemory | None:
     """A set that needs no file."""
     if source in digits.DATASETS:
         images = digits.load(source, split)
-        return InMemory(source, images.images, images.labels, images.classes)
+        held = InMemory(source, images.images, images.labels, images.classes)
+        held.bins = 17 if source == "digits8" else 256  # of 4x4 binary pixels each
+        return held
     name, _, count = source.partition(":")
     if name not in POINT_SETS:
         return None
@@ -130,7 +132,9 @@ def _as_asked(dataset: InMemory, size: int | None, channels: int | None, classes
         raise DataError(f"{dataset.name}: has {dataset.classes} classes, got classes={classes}")
     if classes is None or not dataset.classes:
         return dataset
-    return InMemory(dataset.name, dataset.values, dataset.labels if classes else None, classes)
+    changed = InMemory(dataset.name, dataset.values, dataset.labels if classes else None, classes)
+    changed.bins = dataset.bins
+    return changed
 
 
 def _part(count: int, split: str, holdout: int, name: str, own: bool) -> torch.Tensor | None:

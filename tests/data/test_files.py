@@ -216,6 +216,12 @@ def test_unreadable_label_file(write):
         open_dataset(write({"0.png": png(random_images(1)[0]), "dataset.json": b'{"labels": [['}))
 
 
+def test_labels_elsewhere_in_a_zip(tmp_path):
+    files = {f"set/{name}": data for name, data in edm_files(random_images(7), LABELS).items()}
+    with pytest.raises(DataError, match=r"dataset\.json must be at the top of the archive, got set/dataset\.json"):
+        open_dataset(write_zip(tmp_path / "set.zip", files))
+
+
 def test_nothing_to_read(write, tmp_path):
     with pytest.raises(DataError, match=r"no images .*\.png.* among its 1 file"):
         open_dataset(write({"notes.txt": b"hello"}))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
-from fastdiff.data import DataError, fetch, open_dataset
+from fastdiff.data import DataError, Feed, fetch, open_dataset
 
 from .conftest import png, random_images
 
@@ -37,6 +37,8 @@ def test_a_data_set_of_the_library(datasets, memory):
     for workers in (0, 2):
         x, labels = fetch(dataset, [5, 0, 4], workers)
         assert torch.equal(x, EXPECTED[[5, 0, 4]]) and labels.tolist() == [2, 0, 1]
+    x, labels = Feed(dataset, lambda iteration: [iteration, 5], workers=1)(3)
+    assert torch.equal(x, EXPECTED[[3, 5]]) and labels.tolist() == [0, 2]
 
 
 def test_saved_on_disk(datasets, tmp_path):
