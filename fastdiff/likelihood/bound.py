@@ -17,6 +17,7 @@ from ..process import VP, Levels, Process, get_process
 from ..random import seed_tensor
 from ..training.chain import Chain
 from ..training.losses.bound import PREDICTIONS, Bound, calc_bpd
+from .quantisation import level_index
 
 __all__ = ["nll_bound"]
 
@@ -57,8 +58,12 @@ def nll_bound(
 
     Returns:
         `fastdiff.training.losses.Bound`; `.total` [B] is the bound. Float64.
+
+    Raises:
+        ValueError, TypeError: a bad argument, values of x that are none of the levels; before any work.
     """
     chosen, predicts = get_process(process), get_prediction(prediction)
+    level_index(x, levels)
     kwargs = conditioning(cond, labels, len(x), getattr(model, "label_dim", None), x.device)
     seed = seed_tensor(seeds, len(x), x.device)
     if isinstance(chosen, VP):

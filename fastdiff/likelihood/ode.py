@@ -83,6 +83,7 @@ def nll_ode(
         FloatingPointError: the velocity is not finite; names the time.
         ModuleNotFoundError: torchdiffeq is not installed.
     """
+    check_finite("offset", offset)
     check_positive("eps", eps)
     if eps >= sde.T:
         raise ValueError(f"eps must be below the SDE's T={sde.T}, got {eps}")
@@ -131,6 +132,7 @@ def nll_network(
     Raises:
         ValueError, TypeError, FloatingPointError, ModuleNotFoundError: see `nll_ode`.
     """
+    check_finite("offset", offset)
     path, predicts = _Path(get_process(process), sigma_min, sigma_max), get_prediction(prediction)
     batch = len(_checked_data(x))
     kwargs = conditioning(cond, labels, batch, getattr(model, "label_dim", None), x.device)
@@ -201,6 +203,7 @@ def _result(solved: Solved, prior: Tensor, x: Tensor, offset: float) -> Likeliho
     count = each.shape[1]
     error = torch.zeros_like(prior)
     if not solved.exact:
-        error = each.std(1) / (bits * math.sqrt(count)) if count > 1 else error.fill_(math.nan)
-    bpd = -each.mean(1) / bits + check_finite("offset", offset)
+        many = count > 1 and len(x) > 0
+        error = each.std(1) / (bits * math.sqrt(count)) if many else error.fill_(math.nan)
+    bpd = -each.mean(1) / bits + offset
     return Likelihood(each.mean(1), bpd, error, solved.z.to(x.dtype), solved.nfe)

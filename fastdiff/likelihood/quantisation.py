@@ -12,7 +12,7 @@ from .. import ops
 from ..errors import check_count
 from ..random import seed_tensor
 
-__all__ = ["dequantise"]
+__all__ = ["dequantise", "level_index"]
 
 _DRAW = 0  # of the noise contract; `integration` draws probes from 1 on
 
@@ -31,16 +31,22 @@ def dequantise(images: Tensor, levels: int = 256, *, seeds: int | Sequence[int] 
     Raises:
         ValueError: values that are none of the levels.
     """
-    check_count("levels", levels, 2)
-    index = (images.double() + 1) * ((levels - 1) / 2)
-    if not bool(((index - index.round()).abs() <= 1e-3).all()) or (index.numel() and not _inside(index, levels)):
-        raise ValueError(f"levels must be the number of levels that the images' values in [-1, 1] have, got {levels}")
+    index = level_index(images, levels)
     seed = seed_tensor(seeds, len(images), images.device)
     uniform = torch.special.ndtr(ops.normal(seed, images.shape, _DRAW).double())
-    noisy = (index.round() + uniform - 0.5) * (2 / (levels - 1)) - 1
+    noisy = (index + uniform - 0.5) * (2 / (levels - 1)) - 1
     return noisy.to(images.dtype), math.log2((levels - 1) / 2)
 
 
-def _inside(index: Tensor, levels: int) -> bool:
-    low, high = index.aminmax()
-    return float(low) > -0.5 and float(high) < levels - 0.5
+def level_index(images: Tensor, levels: int) -> Tensor:
+    """k of values 2 k / (levels - 1) - 1: whole numbers in float64.
+
+    Raises:
+        ValueError: values that are none of the levels.
+    """
+    check_count("levels", levels, 2)
+    exact = (images.double() + 1) * ((levels - 1) / 2)
+    index = exact.round()
+    if not bool((((exact - index).abs() <= 1e-3) & (index >= 0) & (index < levels)).all()):
+        raise ValueError(f"levels must be the number of levels that the images' values in [-1, 1] have, got {levels}")
+    return index
