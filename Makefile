@@ -3,6 +3,7 @@
 # make lint    ruff, mypy, clang-format
 # make bench   the benchmarks
 # make exposure  exposure bias on the digits: trains a discriminator, chooses lambda, compares the corrections (half an hour)
+# make training  remedies at training time on the digits: DDPM, input perturbation, penalties, over three seeds (an hour)
 #
 # Each makes what it needs: a virtual environment with a pinned torch (once), the compiled part (when csrc changed).
 
@@ -11,7 +12,7 @@ VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 ARGS ?=
 
-.PHONY: demo test lint bench exposure build clean
+.PHONY: demo test lint bench exposure training build clean
 
 demo: build
 	$(VENV)/bin/fastdiff sample --seeds=0-63 --steps=18 --solver=heun --epsilon-scale=1.0 --outdir=samples
@@ -30,6 +31,9 @@ bench: build
 
 exposure: build
 	$(VENV)/bin/python -m benchmarks.exposure $(ARGS)
+
+training: build
+	$(VENV)/bin/python -m benchmarks.training $(ARGS)
 
 # ninja knows what changed
 build: $(VENV)/installed
