@@ -29,6 +29,7 @@ __all__ = [
     "Exponential",
     "Power",
     "Reconstruction",
+    "drop_snapshots",
     "gamma_of",
     "reconstruct",
     "save_snapshots",
@@ -268,7 +269,23 @@ def save_snapshots(
 def snapshot_files(folder: str | Path) -> list[Path]:
     """The snapshots that `save_snapshots` wrote to a folder, oldest first."""
     named = [file for file in Path(folder).glob("*.safetensors") if re.fullmatch(r"\d{7,}-0\.\d{3}", file.stem)]
-    return sorted(named, key=lambda file: (int(file.stem.partition("-")[0]), file.stem))
+    return sorted(named, key=lambda file: (_iteration(file), file.stem))
+
+
+def drop_snapshots(folder: str | Path, after: int) -> None:
+    """Deletes the snapshots of later iterations than `after`: of a run that was killed, or (0) of an earlier one.
+
+    Raises:
+        OSError: one cannot be deleted.
+    """
+    for file in snapshot_files(folder):
+        if _iteration(file) > after:
+            file.unlink(missing_ok=True)
+
+
+def _iteration(file: Path) -> int:
+    """In a snapshot's name."""
+    return int(file.stem.partition("-")[0])
 
 
 def reconstruct(files: Sequence[str | Path], sigma_rel: float, iteration: int | None = None) -> Reconstruction:

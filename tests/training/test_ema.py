@@ -16,6 +16,7 @@ from fastdiff.models.io import save
 from fastdiff.training.ema import (
     SIGMA_REL_MAX,
     Averages,
+    drop_snapshots,
     gamma_of,
     reconstruct,
     save_snapshots,
@@ -297,6 +298,20 @@ def test_snapshots_are_only_those_of_power_averages(tmp_path):
     assert file.name == "0000005-0.100.safetensors"
     with pytest.raises(ModelFileError, match=r"other\.safetensors: not a snapshot"):
         reconstruct([file, tmp_path / "other.safetensors"], 0.1)
+
+
+def test_snapshots_of_an_earlier_run_are_dropped(tmp_path):
+    model = UNet(4, 1, width=8, mults=[1], attention=[], patch=1, embedding=8)
+    averages = Averages(model, [], [0.05, 0.1])
+    kept = [file for i in (5, 10) for file in save_snapshots(tmp_path, averages, i)]
+    for i in (11, 12_345_678):
+        save_snapshots(tmp_path, averages, i)
+    (tmp_path / "9999999-notes.safetensors").write_text("someone's")
+    drop_snapshots(tmp_path, after=10)
+    assert snapshot_files(tmp_path) == kept
+    drop_snapshots(tmp_path, after=0)
+    assert os.listdir(tmp_path) == ["9999999-notes.safetensors"]
+    drop_snapshots(tmp_path / "absent", after=0)
 
 
 def test_reconstruction_refuses(run, tmp_path):
