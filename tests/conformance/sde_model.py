@@ -51,10 +51,8 @@ class SdeModel:
 
     def __call__(self, x: Tensor, label: Tensor) -> Tensor:
         m, std = self.moments_of_label(label)
-        x0 = self.mixture.denoise(x, m, std)
-        m, std, state = per_sample(m, x), per_sample(std, x), x.double()
-        score = (m * x0 - state) / std**2
-        wave = 0.05 * (3 * state).sin() if self.imperfect else torch.zeros_like(state)
+        score, std = self.mixture.score(x, m, std), per_sample(std, x)
+        wave = 0.05 * (3 * x.double()).sin() if self.imperfect else torch.zeros_like(score)
         out = score + wave / std if self.kind == "ve" else -std * score + wave
         return out.to(x.dtype)
 
