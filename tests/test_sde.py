@@ -39,6 +39,12 @@ def test_moments_solve_the_equation(sde):
 
 
 @each_sde
+def test_time_of_a_noise_level(sde):
+    t = TIMES[1:]  # below, sigma / alpha itself is told to ten digits only
+    close(sde.time(sde.sigma(t) / sde.alpha(t)), t, SDE_DERIVATIVE)
+
+
+@each_sde
 def test_the_ode_carries_a_gaussian(sde):
     """N(mu, s^2) data at a fixed quantile u: x(t) = alpha mu + sqrt(alpha^2 s^2 + sigma^2) u, exactly."""
     mu, s, u = 0.4, 0.7, -1.3
