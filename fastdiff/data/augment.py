@@ -79,8 +79,7 @@ class Augment:
             return images, images.new_zeros(len(images), AUGMENT_LABELS, dtype=torch.float32)
         normals = ops.normal(seeds, (len(images), 14), draw=_DRAW).double()
         uniform, z = torch.special.ndtr(normals[:, :10]), normals[:, 10:]
-        levels = torch.tensor([x_flip, *5 * [self.p]], dtype=torch.float64).to(uniform.device, non_blocking=True)
-        use = (uniform[:, :6] < levels).double()
+        use = torch.cat([uniform[:, :1] < x_flip, uniform[:, 1:6] < self.p], 1).double()
         flips = use[:, :2] * (uniform[:, 6:8] < 0.5)
         angle = (2 * uniform[:, 8:] - 1) * math.pi
         turn, direction = use[:, 3] * angle[:, 0], angle[:, 1]

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
+from tqdm import tqdm
 
 from ..errors import warn
 from .images import BadSample
@@ -168,8 +169,10 @@ def open_reader(
         lazy.strict = False
         return lazy
     values, labels = like.new_empty((lazy.count, *like.shape)), torch.empty(lazy.count, dtype=torch.int64)
-    for part in torch.arange(lazy.count).split(1024):
-        values[part], labels[part] = lazy.take(part, workers)
+    with tqdm(total=lazy.count, unit="sample", desc=f"read {name}", leave=False, disable=None) as bar:
+        for part in torch.arange(lazy.count).split(1024):
+            values[part], labels[part] = lazy.take(part, workers)
+            bar.update(len(part))
     known = None if classes == 0 or bool((labels < 0).all()) else labels
     held = InMemory(name, values, known, classes)
     held.bad = lazy.bad
