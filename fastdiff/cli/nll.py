@@ -21,7 +21,6 @@ from .arguments import flag
 from .output import check_output_file
 from .sampling import named_device
 
-_LEVELS = {"digits8": 17}  # of image sets that have not 256
 _INTEGRATION = "probe", "probes", "rtol", "atol", "sigma_min", "sigma_max"
 
 
@@ -81,11 +80,9 @@ def command(network: str, methods: tuple[str, ...], device: str, out: str | None
         model = open_network(network, place)
     except ModelFileError as error:
         raise CliError(f"--network: {error}") from None
-    images, labels = _data(flags, model, place)
+    images, labels, bins = _data(flags, model, place)
     methods = tuple(dict.fromkeys(methods))
-    levels = flags["levels"]
-    if levels is None:
-        levels = _LEVELS.get(flags["data"], 256) if images.ndim == 4 else 0
+    levels = bins if flags["levels"] is None else flags["levels"]
     if not levels and "bound" in methods:
         raise CliError("--method bound is for images with --levels, got 0: continuous data")
     if (flags["steps"] is None) != (flags["solver"] in ADAPTIVE):
@@ -114,8 +111,8 @@ def command(network: str, methods: tuple[str, ...], device: str, out: str | None
             raise click.ClickException(f"cannot write to {out}: {error.strerror or error}") from None
 
 
-def _data(flags: dict[str, Any], model: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The samples and what the network is told of their classes."""
+def _data(flags: dict[str, Any], model: Any, device: torch.device) -> tuple[Tensor, Tensor | None, int]:
+    """The samples, what the network is told of their classes, and how many values a pixel can have (0: any)."""
     from ..data import DataError, fetch, open_dataset
 
     try:
@@ -128,13 +125,14 @@ def _data(flags: dict[str, Any], model: Any, device: torch.device) -> tuple[Tens
     classes, label = getattr(model, "label_dim", 0), flags["label"]
     if (label is not None and (flags["unconditional"] or label >= classes)) or (flags["unconditional"] and not classes):
         raise CliError(f"--class and --unconditional: one of them, for a network with classes (this has {classes})")
+    bins = dataset.bins if images.ndim == 4 else 0
     if not classes or flags["unconditional"]:
-        return images, None
+        return images, None, bins
     if label is not None:
-        return images, torch.full((len(images),), label, device=device)
+        return images, torch.full((len(images),), label, device=device), bins
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise CliError(f"--data has not the network's {classes} classes: give --class or --unconditional")
-    return images, labels
+    return images, labels, bins
 
 
 def _by_ode(model: Any, flags: dict[str, Any], levels: int) -> Any:

@@ -18,6 +18,8 @@ PROBES = ("rademacher", "gaussian", "exact")
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("rk4", "heun3", "midpoint", "euler")
 
+_LEAST_RTOL = 1e-12
+
 Velocity = Callable[[Tensor, float], Tensor]  # (x [B, ...], s) -> dx/ds
 
 
@@ -51,6 +53,8 @@ def integrate(
     if (steps is None) != (method in ADAPTIVE):
         raise ValueError(f"steps must be given for {', '.join(FIXED)} and left out otherwise, got {steps!r}")
     rtol, atol = check_positive("rtol", rtol), check_positive("atol", atol)
+    if rtol < _LEAST_RTOL:
+        raise ValueError(f"rtol must be at least {_LEAST_RTOL:g} (rounding alone is near it), got {rtol}")
     try:
         from torchdiffeq import odeint
     except ModuleNotFoundError:

@@ -310,6 +310,7 @@ BAD = [
     ({"method": "rk4"}, "steps must be given for rk4"),
     ({"steps": 5}, "steps must be given for rk4"),
     ({"rtol": 0.0}, "rtol must be positive"),
+    ({"rtol": 1e-13}, "rtol must be at least 1e-12"),
     ({"seeds": [1]}, "seeds must hold one integer per sample"),
     ({"hutchinson": torch.ones(2, 4)}, "hutchinson must be"),
     ({"hutchinson": torch.ones(2, 3), "seeds": 0}, "without seeds"),
