@@ -25,7 +25,7 @@ from .perturb import input_perturbation
 
 __all__ = ["Objective", "make_objective"]
 
-_PENALTY_DRAW = 8  # of the noise contract: 0 and 1 are z and xi, the projections of sliced score matching follow
+_PENALTY_DRAW = 1 << 20  # of the noise contract: 0 and 1 are z and xi, the directions of sliced score matching follow
 
 
 class Objective:
