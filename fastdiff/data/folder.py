@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from .images import SUFFIXES, BadSample, decode
-from .samples import DataError
+from .samples import DataError, NoSplitError
 
 __all__ = ["Folder", "is_image", "labels_of", "open_folder"]
 
 LABEL_FILE = "dataset.json"
-_SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
+SPLITS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}  # what a split may be called
 
 
 class Folder:
@@ -43,7 +43,7 @@ class Folder:
 
 
 def open_folder(root: Path, split: str, fit: tuple[int | None, int | None]) -> tuple[Folder, int, bool]:
-    """The images below `root`, or below its sub-folder of the split (`train`; `test`, `val` or `validation`).
+    """The images below `root`, or below its sub-folder of the split (`train`; `test` or `val` ...).
 
     Returns:
         (reader, number of classes, whether the split has a sub-folder of its own).
@@ -53,9 +53,9 @@ def open_folder(root: Path, split: str, fit: tuple[int | None, int | None]) -> t
     """
     own = (root / "train").is_dir()
     if own:
-        folders = [root / name for name in _SPLITS[split] if (root / name).is_dir()]
+        folders = [root / name for name in SPLITS[split] if (root / name).is_dir()]
         if not folders:
-            raise DataError(f"{root}: has a train folder, but none called {' or '.join(_SPLITS[split])}")
+            raise NoSplitError(f"{root}: has a train folder, but none called {' or '.join(SPLITS[split])}")
         root = folders[0]
     others = 0
     names = []

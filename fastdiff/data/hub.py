@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .folder import SPLITS
 from .images import BadSample, pixels
-from .samples import DataError
+from .samples import DataError, NoSplitError
 
 __all__ = ["HubReader", "TorchReader", "open_hub", "open_torch"]
 
@@ -46,7 +47,8 @@ def open_hub(source: str, split: str, fit: tuple[int | None, int | None]) -> tup
 
     Raises:
         ModuleNotFoundError: `datasets` is not installed.
-        DataError: the library cannot load it, or it has no column of images.
+        NoSplitError: it has no such split.
+        DataError: the library cannot load it, it has no split `SPLIT`, or it has no column of images.
     """
     try:
         import datasets
@@ -55,21 +57,22 @@ def open_hub(source: str, split: str, fit: tuple[int | None, int | None]) -> tup
             "hf: data sets need the datasets library: pip install datasets", name="datasets"
         ) from None
     name, _, chosen = source.partition(":")
-    wanted = chosen or split
     try:
         if any((Path(name) / file).exists() for file in ("dataset_dict.json", "dataset_info.json")):
             rows = datasets.load_from_disk(name)
-            own = isinstance(rows, dict)
         else:
-            rows, own = datasets.load_dataset(name, split=wanted), True
+            rows = datasets.load_dataset(name, split=chosen or None)
     except Exception as error:  # the library raises its own, OSError, ValueError, those of its HTTP client ...
         reason = " ".join(str(error).split())
         raise DataError(f"hf:{name}: cannot be loaded ({type(error).__name__}: {reason})") from None
+    own = isinstance(rows, dict) and not chosen
     if isinstance(rows, dict):
-        if wanted not in rows:
-            raise DataError(f"hf:{name}: split must be one of {', '.join(rows)}, got {wanted!r}")
-        rows = rows[wanted]
-    return *hub_reader(f"hf:{name}", rows, fit), own and not chosen
+        known = [name for name in ((chosen,) if chosen else SPLITS[split]) if name in rows]
+        if not known:
+            kind = DataError if chosen else NoSplitError
+            raise kind(f"hf:{name}: split must be one of {', '.join(rows)}, got {chosen or split!r}")
+        rows = rows[known[0]]
+    return *hub_reader(f"hf:{name}", rows, fit), own
 
 
 def hub_reader(source: str, rows: Any, fit: tuple[int | None, int | None]) -> tuple[HubReader, int]:

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["DataError", "InMemory", "Samples", "as_index", "scaled"]
+__all__ = ["DataError", "InMemory", "NoSplitError", "Samples", "as_index", "scaled"]
 
 
 class DataError(ValueError):
     """A data set that cannot be used: the message names the file or sample, what was wanted and what came."""
+
+
+class NoSplitError(DataError):
+    """A data set that can be used, but has no such split."""
 
 
 def scaled(values: Tensor) -> Tensor:

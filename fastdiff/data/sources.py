@@ -16,7 +16,7 @@ from .folder import open_folder
 from .hub import open_hub, open_torch
 from .lazy import Chosen, Reader, open_reader
 from .points import POINT_SETS, point_set
-from .samples import DataError, InMemory, Samples
+from .samples import DataError, InMemory, NoSplitError, Samples
 
 __all__ = ["open_dataset"]
 
@@ -59,7 +59,8 @@ def open_dataset(
         bad_share: the largest share of samples that may be unusable.
 
     Raises:
-        DataError: the source cannot be used; the message names the file or sample.
+        NoSplitError: the source has no such split.
+        DataError: (its base) the source cannot be used; the message names the file or sample.
         ModuleNotFoundError: the package that carries or reads the samples is not installed.
         ValueError: an argument out of range.
     """
@@ -144,6 +145,6 @@ def _part(count: int, split: str, holdout: int, name: str, own: bool) -> torch.T
     if own or (split == "train" and not holdout):
         return None
     if not holdout:
-        raise DataError(f"{name}: has no test split; holdout=N makes one of N samples")
+        raise NoSplitError(f"{name}: has no test split; holdout=N makes one of N samples")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return (order[:holdout] if split == "test" else order[holdout:]).sort().values

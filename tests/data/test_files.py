@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiff.data import DataError, InMemory, fetch, open_dataset
+from fastdiff.data import DataError, InMemory, NoSplitError, fetch, open_dataset
 from fastdiff.data.lazy import Lazy
 
 from ..tolerances import ROUNDING
@@ -255,7 +255,7 @@ def test_links_back_end(tmp_path):
 def test_splits(tmp_path):
     images = random_images(5)
     root = write_folder(tmp_path, {f"{i}.png": png(image) for i, image in enumerate(images)})
-    with pytest.raises(DataError, match="has no test split; holdout=N makes one"):
+    with pytest.raises(NoSplitError, match="has no test split; holdout=N makes one"):
         open_dataset(root, split="test")
     parts = [fetch(d, range(len(d)))[0] for d in (open_dataset(root, split=s, holdout=2) for s in ("train", "test"))]
     assert [len(part) for part in parts] == [3, 2]
@@ -268,7 +268,7 @@ def test_splits(tmp_path):
         dataset = open_dataset(root, split=split)
         assert close(fetch(dataset, [0])[0], tensor(images)[[image]])
     (root / "val").rename(root / "other")
-    with pytest.raises(DataError, match="has a train folder, but none called test or val or validation"):
+    with pytest.raises(NoSplitError, match="has a train folder, but none called test or val"):
         open_dataset(root, split="test")
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
-from fastdiff.data import DataError, Feed, fetch, open_dataset
+from fastdiff.data import DataError, Feed, NoSplitError, fetch, open_dataset
 
 from .conftest import png, random_images
 
@@ -48,11 +48,12 @@ def test_saved_on_disk(datasets, tmp_path):
     assert open_dataset(f"hf:{tmp_path / 'both'}").classes == 0
     for source, split in ((f"hf:{tmp_path / 'both'}", "test"), (f"hf:{tmp_path / 'both'}:test", "train")):
         assert torch.equal(fetch(open_dataset(source, split=split), [0])[0], EXPECTED[[3]])
-    with pytest.raises(DataError, match="split must be one of train, test, got 'val'"):
-        open_dataset(f"hf:{tmp_path / 'both'}:val")
+    with pytest.raises(DataError, match="split must be one of train, test, got 'val'") as caught:
+        open_dataset(f"hf:{tmp_path / 'both'}:val", split="test")
+    assert not isinstance(caught.value, NoSplitError)
     rows(datasets).save_to_disk(tmp_path / "one")
     assert len(open_dataset(f"hf:{tmp_path / 'one'}")) == 6
-    with pytest.raises(DataError, match="has no test split"):
+    with pytest.raises(NoSplitError, match="has no test split"):
         open_dataset(f"hf:{tmp_path / 'one'}", split="test")
     train, test = (open_dataset(f"hf:{tmp_path / 'both'}:train", split=split, holdout=2) for split in ("train", "test"))
     assert (len(train), len(test)) == (4, 2)
@@ -69,6 +70,9 @@ def test_a_folder_the_library_reads(datasets, tmp_path, monkeypatch):
     x, labels = fetch(dataset, range(6))
     assert dataset.classes == 2 and labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert torch.equal(x, EXPECTED[[0, 2, 4, 1, 3, 5]])
+    assert torch.equal(fetch(open_dataset(f"hf:{tmp_path / 'set'}:train[:50%]"), range(3))[0], x[:3])
+    with pytest.raises(NoSplitError, match="split must be one of train, got 'test'"):
+        open_dataset(f"hf:{tmp_path / 'set'}", split="test")
 
 
 def test_an_unreadable_row(datasets):
