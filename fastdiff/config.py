@@ -113,6 +113,9 @@ class TrainConfig:
     """Everything that decides a training run; the keys of `fastdiff train`."""
 
     data: str = "digits16"  # what fastdiff.data.open_dataset opens: an embedded set, a folder, .zip, .npz, hf:NAME
+    size: int = 0  # crop and resize images to this many pixels a side; 0: leave them as they are
+    channels: int = 0  # 1 or 3: convert images to grey or RGB; 0: leave them as they are
+    holdout: int = 0  # samples of a source without a test split that are held out
     workers: int = 0  # processes that read samples that do not fit in memory
     conditional: bool = True  # whether the network is given the class, where the data has classes
     label_dropout: float = 0.1  # probability of hiding a sample's class (conditional networks)
@@ -172,7 +175,7 @@ class TrainConfig:
         self.objective.check()
         for key in ("accumulation", "posthoc_every", "samples"):
             _require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
-        for key in ("workers", "sample_every"):
+        for key in ("workers", "sample_every", "size", "holdout"):
             _require(getattr(self, key) >= 0, key, "at least 0", getattr(self, key))
         _require(0 <= self.weight_decay < math.inf, "weight_decay", "at least 0 and finite", self.weight_decay)
         _require(0 <= self.label_dropout < 1, "label_dropout", "in [0, 1)", self.label_dropout)
@@ -180,6 +183,7 @@ class TrainConfig:
         _require(len(self.ema) > 0, "ema", "at least one decay", self.ema)
         for value in self.posthoc_ema:
             _require(0 < value < 0.28, "posthoc_ema", "between 0 and 0.28", value)
+        _require(self.channels in (0, 1, 3), "channels", "0, 1 or 3", self.channels)
         _choose(self, "network", ("unet", "mlp"))
         _choose(self, "optimizer", ("adam", "adamw"))
         _choose(self, "schedule", ("cosine", "constant"))

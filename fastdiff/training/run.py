@@ -135,6 +135,10 @@ class TrainingRun:
     def evaluated(self, heldout: float) -> None:
         """Called after every evaluation; may set `stopped`."""
 
+    def log_fields(self) -> dict[str, Any]:
+        """What else a row of the log has."""
+        return {}
+
     def periodic(self) -> None:
         """Called after every iteration, when it has been logged and before it is stored."""
 
@@ -185,7 +189,7 @@ class TrainingRun:
         return self.outdir / "model.safetensors"
 
     def _log(self, **fields: Any) -> None:
-        fields |= {"learning_rate": self._rate(), "skipped": self.skipped}
+        fields |= {"learning_rate": self._rate(), "skipped": self.skipped, **self.log_fields()}
         if self.scaler.is_enabled():
             fields["loss_scale"] = self.scaler.get_scale()
         if self.group.first:
@@ -294,8 +298,10 @@ class TrainingRun:
     @torch.no_grad()
     def _take(self, checkpoint: Checkpoint) -> None:
         folder, tensors, state = checkpoint.folder, checkpoint.tensors, checkpoint.state
+        # A key that the stored configuration lacks came later: it was at its default.
+        stored_config = {**type(self.config)().as_dict(), **state["config"]}
         for key, value in self.config.as_dict().items():
-            if key not in self.free_keys and (old := state["config"].get(key)) != value:
+            if key not in self.free_keys and (old := stored_config[key]) != value:
                 raise ConfigError(f"{key} is {value!r}, but {folder} was made with {old!r}")
         if self.extra_state().keys() - state.keys() or "skipped" not in state:
             raise ModelFileError(f"{folder}: not a checkpoint of this kind of training")

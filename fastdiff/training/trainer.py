@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError, TrainConfig
-from ..data import DataError, Feed, Samples, fetch, open_dataset
+from ..data import Feed, NoSplitError, Samples, fetch, open_dataset
 from ..data.augment import AUGMENT_LABELS, Augment, flip
 from ..models.io import load, save
 from ..models.mlp import MLP
@@ -78,8 +78,8 @@ class Trainer(TrainingRun):
         if config.compile and config.objective.name in ("ssm", "ssm_vr"):
             raise ConfigError(f"compile must be false for {config.objective.name}: it differentiates twice")
         with self.group.first_goes_ahead():
-            self.data = open_dataset(config.data) if data is None else data
-            self.heldout = heldout if heldout is not None or data is not None else _test_split(config.data)
+            self.data = self._open("train") if data is None else data
+            self.heldout = heldout if heldout is not None or data is not None else self._test_split()
         self.data = self.data.to(self.device)
         self.conditional = config.conditional and self.data.classes > 0
         plain = replace(config.objective, levels="auto", gamma=[0.0], perturbed_target=False, gradient_penalty=0.0)
@@ -104,6 +104,12 @@ class Trainer(TrainingRun):
         if config.compile:
             self.model.compile()  # in place: the names of its tensors stay
         self.replica = self.group.replicate(_Loss(self.model, self.objective))
+
+    def run(self, until: int | None = None, progress: bool = True) -> Path:
+        try:
+            return super().run(until, progress)
+        finally:
+            self.feed.close()
 
     def backward(self) -> Tensor:
         config, world = self.config, self.group.world
@@ -181,6 +187,9 @@ class Trainer(TrainingRun):
             total += values.double()[: int((indices < count).sum())].sum()
         return float(self.group.sum(total)) / count
 
+    def log_fields(self) -> dict[str, Any]:
+        return {"bad_samples": len(self.data.bad) or None}
+
     def periodic(self) -> None:
         config, iteration = self.config, self.iteration
         if config.posthoc_ema and (iteration % config.posthoc_every == 0 or iteration == config.iterations):
@@ -231,6 +240,18 @@ class Trainer(TrainingRun):
         self.objective.levels.restore({name.removeprefix("levels."): tensor for name, tensor in tensors.items()})
 
     # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _open(self, split: str) -> Samples:
+        config = self.config
+        form: dict[str, Any] = {"size": config.size or None, "channels": config.channels or None}
+        return open_dataset(config.data, split=split, holdout=config.holdout, workers=config.workers, **form)
+
+    def _test_split(self) -> Samples | None:
+        """The held-out samples, if the source has any."""
+        try:
+            return self._open("test")
+        except NoSplitError:
+            return None
 
     def _network(self) -> nn.Module:
         """The network that the configuration describes, or that of its `init` file."""
@@ -288,14 +309,6 @@ class _Loss(nn.Module):
     def forward(self, x0: Tensor, levels: Tensor, seeds: Tensor, cond: dict[str, Tensor]) -> Tensor:
         value: Tensor = self.objective.loss(self.network, x0, levels, seeds, cond)
         return value
-
-
-def _test_split(source: str) -> Samples | None:
-    """The held-out samples of a source that has a test split."""
-    try:
-        return open_dataset(source, split="test")
-    except DataError:
-        return None
 
 
 def _continued(

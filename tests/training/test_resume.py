@@ -73,6 +73,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_kill_9_at_twenty_random_moments_changes_nothing(whole, tmp_path):
     context = multiprocessing.get_context("forkserver")  # imports torch once, and its children only then train
     context.set_forkserver_preload(["fastdiff.training", "torch._dynamo", "sklearn.datasets", "pytest"])
