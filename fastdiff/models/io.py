@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from ..files import atomic_path
 from .classifier import Classifier
 from .discriminator import EXTERNAL, Discriminator
+from .mlp import MLP
 from .unet import UNet
 
 __all__ = ["ModelFileError", "check_tensors", "load", "load_tensors", "read_metadata", "save", "save_tensors"]
 
-_ARCHITECTURES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (Classifier, Discriminator, UNet)}
+_ARCHITECTURES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (Classifier, Discriminator, MLP, UNet)}
 _SHIPPED = {"digits": "digits.safetensors", "digits_classifier": "digits_classifier.safetensors"}
 _KEY = "fastdiff"
 

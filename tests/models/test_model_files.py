@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastdiff.models import ModelFileError, UNet, io, load, read_metadata, save
+from fastdiff.models import MLP, ModelFileError, UNet, io, load, read_metadata, save
 
 METADATA = {"prediction": "edm", "sigma_data": 0.5, "training": {"seed": 3}}
 
@@ -36,6 +36,18 @@ def refused(path, wanted):
         load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_round_trip_of_a_network_for_points(tmp_path):
+    torch.manual_seed(0)
+    model = MLP(width=8, depth=1, label_dim=2, time_scale=1000.0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    save(tmp_path / "model.safetensors", model, METADATA)
+    loaded = load(tmp_path / "model.safetensors")
+    arguments = torch.randn(3, 2), torch.rand(3), torch.tensor([0, 1, -1])
+    assert isinstance(loaded, MLP)
+    assert torch.equal(loaded(*arguments), model.eval()(*arguments))
 
 
 def test_round_trip(file, model):
