@@ -97,7 +97,9 @@ def command(network: str, methods: tuple[str, ...], device: str, out: str | None
         except (TypeError, ValueError, ModuleNotFoundError) as error:
             raise CliError(str(error)) from None
         rows.append(_row(method, parts, flags))
-    what = f"{levels} levels, dequantised uniformly for the ODE" if levels else "a density: continuous data"
+    what = f"{levels} levels" if levels else "a density: continuous data"
+    if levels and "ode" in methods:
+        what += ", dequantised uniformly for the ODE"
     given = "given their classes" if labels is not None else "no classes given"
     click.echo(f"{len(images)} samples of {flags['data']} ({flags['split']}), {given}; {what}")
     click.echo(_table(rows))
