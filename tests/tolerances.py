@@ -55,3 +55,14 @@ CUBIC_SHIFT = 0.06
 
 TRAINING_SPLIT = 1e-6
 """A batch in parts, or on several processes, against the whole: losses relatively, weights absolutely (issue 5)."""
+
+TRAINED_WEIGHTS = 2e-5
+"""Weights after a few steps of Adam at rates of 2e-3: it divides gradients by their size, and so what rounding is to a
+gradient near 0 is a hundredth of a step to its weight."""
+
+DEFAULT_SOLVER = 1e-3
+"""An ODE at score_sde's default tolerances against the same by another adaptive solver (ddpm/SPEC.md, section 1)."""
+
+SWISS_ROLL_DISTANCE = 0.1
+"""Sliced Wasserstein-2 distance of 2000 samples of examples/swiss_roll.py, after 500 iterations, to as many unseen points,
+in standard deviations of the data: 0.075 on our machine, 0.03 for other data, 0.22 for a Gaussian."""

@@ -15,7 +15,7 @@ from ..random import seed_tensor
 __all__ = ["ADAPTIVE", "FIXED", "PROBES", "Solved", "Velocity", "integrate"]
 
 PROBES = ("rademacher", "gaussian", "exact")
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "RK45")
 FIXED = ("rk4", "heun3", "midpoint", "euler")
 
 _LEAST_RTOL = 1e-12
@@ -46,7 +46,8 @@ def integrate(
 ) -> Solved:
     """The state and the divergence's integrals at the end of the span; the state is float64, the network's x as given.
 
-    torchdiffeq would step over the end and interpolate back: `step_t` makes it stop there.
+    torchdiffeq would look beyond the end to choose its first step, and step over it and interpolate back: it is given a
+    `first_step`, which it shrinks as needed, and `step_t`.
     """
     vectors = _probes(x, check_choice("probe", probe, PROBES), probes, seeds, hutchinson)
     check_choice("method", method, ADAPTIVE + FIXED)
@@ -81,15 +82,34 @@ def integrate(
         state = state.view(batch, size + count)
         return torch.maximum(state[:, :size].square().mean(1).sqrt().max(), state[:, size:].abs().max())
 
+    start = torch.cat([x.flatten(1).double(), x.new_zeros(batch, count, dtype=torch.float64)], 1)
+    if method == "RK45":
+        end = _scipy(derivative, start, span, rtol, atol)
+        return Solved(end[:, :size].view(x.shape), end[:, size:], calls, vectors is None)
     ends = torch.tensor(span, dtype=torch.float64, device=x.device)
-    grid: dict[str, Any] = {"norm": worst, "step_t": ends[1:]}
+    grid: dict[str, Any] = {"norm": worst, "step_t": ends[1:], "first_step": (span[1] - span[0]) / 100}
     if steps is not None:
         points = torch.linspace(*span, check_count("steps", steps) + 1, dtype=torch.float64, device=x.device)
         grid = {"grid_constructor": lambda *_: points}
-    start = torch.cat([x.flatten(1).double(), x.new_zeros(batch, count, dtype=torch.float64)], 1)
     with torch.no_grad():
         end = odeint(derivative, start, ends, rtol=rtol, atol=atol, method=method, options=grid)[-1]
     return Solved(end[:, :size].view(x.shape), end[:, size:], calls, vectors is None)
+
+
+def _scipy(
+    derivative: Callable[[Tensor, Tensor], Tensor], start: Tensor, span: tuple[float, float], rtol: float, atol: float
+) -> Tensor:
+    """scipy's RK45 on the flattened batch, as score_sde solves it; its arithmetic is NumPy's."""
+    from scipy.integrate import solve_ivp  # torchdiffeq needs it too
+
+    def flat(s: float, state: Any) -> Any:
+        y = torch.from_numpy(state).view(start.shape).to(start.device)
+        return derivative(torch.tensor(s, dtype=torch.float64), y).flatten().cpu().numpy()
+
+    found = solve_ivp(flat, span, start.flatten().cpu().numpy(), method="RK45", rtol=rtol, atol=atol)
+    if not found.success:
+        raise FloatingPointError(f"scipy's RK45 did not reach the end of {span}: {found.message}")
+    return torch.from_numpy(found.y[:, -1].copy()).view(start.shape).to(start.device)
 
 
 def _divergence(v: Tensor, y: Tensor, vectors: Tensor | None) -> Tensor:

@@ -71,8 +71,9 @@ def nll_ode(
         seeds: probe k of a sample is draw k + 1 of its seed (a Rademacher one its sign), in any batch; an int s is s,
             s+1, ...; None takes fresh ones from PyTorch's generator.
         hutchinson: the probes themselves, [B, ...] or [probes, B, ...], in place of seeds.
-        method: one of torchdiffeq's adaptive methods ("dopri5", "dopri8", ...), or with `steps` of its fixed ones
-            ("rk4", "heun3", "midpoint", "euler") with that many equal steps.
+        method: one of torchdiffeq's adaptive methods ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"); with
+            `steps` one of its fixed ones ("rk4", "heun3", "midpoint", "euler") with that many equal steps; or "RK45",
+            scipy's, whose error is one root mean square over the whole batch: score_sde's solver, and its nfe.
         rtol, atol: of the adaptive methods. The batch shares its steps, and a step is taken when every sample is within
             tolerance: the root mean square over its elements, and each of its integrals of the divergence. So a sample
             that is solved in another batch differs, but by no more than the tolerances let it; with a fixed method

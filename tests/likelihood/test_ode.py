@@ -157,7 +157,7 @@ def test_a_mixture_has_its_exact_density():
     torch.testing.assert_close(got.logp, mixture_log_density(MIXTURE, x, 1.0, 0.01), rtol=0, atol=LOG_DENSITY_MIXTURE)
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "dopri8"}, {"method": "rk4", "steps": 110}])
+@pytest.mark.parametrize("options", [{}, {"method": "dopri8"}, {"method": "RK45"}, {"method": "rk4", "steps": 110}])
 def test_default_tolerances_float32_and_other_methods_stay_close(options):
     x = mixture_data(5, torch.float32)
     got = mixture_nll(x, **EXACT, **options)
@@ -225,9 +225,12 @@ def test_every_sample_is_within_tolerance_whatever_its_batch():
     assert float(crowd) <= max(3 * float(error), 1e-2)
 
 
-def test_nothing_is_asked_beyond_the_ends():
+@pytest.mark.parametrize("denoise", [gaussian_x0, lambda x, alpha, sigma: 0.9999 * x], ids=["gaussian", "slow"])
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
+def test_nothing_is_asked_beyond_the_ends(method, denoise):
     process = VE(0.05, 20.0)
-    _, network = gaussian_nll(process, "x0", MEAN.repeat(2, 1))
+    network = Told(process, "x0", denoise)
+    nll_network(network, MEAN.repeat(2, 1), process=process, method=method, rtol=1e-3, atol=1e-3)
     assert 0.05 == pytest.approx(min(network.times), rel=1e-12)
     assert 20.0 == pytest.approx(max(network.times), rel=1e-12)
 
