@@ -47,7 +47,11 @@ class _Part(NamedTuple):
 @click.option("--probe", type=click.Choice(PROBES), default="rademacher", show_default=True, help="ODE: Hutchinson's.")
 @click.option("--probes", type=click.IntRange(1), default=1, show_default=True, help="ODE: probes for each image.")
 @click.option(
-    "--solver", type=click.Choice([*ADAPTIVE, *FIXED]), default="dopri5", show_default=True, help="ODE: torchdiffeq's."
+    "--solver",
+    type=click.Choice([*ADAPTIVE, *FIXED]),
+    default="dopri5",
+    show_default=True,
+    help="ODE: torchdiffeq's, or scipy's RK45.",
 )
 @click.option("--steps", type=click.IntRange(1), help="ODE: steps of a solver without error control.")
 @click.option("--rtol", type=float, default=1e-5, show_default=True, help="ODE: relative tolerance.")
