@@ -172,7 +172,7 @@ def one_thread() -> None:
 
 
 def _resumable(job: Job) -> bool:
-    return (job.discriminator.parent / "checkpoint.safetensors").exists()
+    return (job.discriminator.parent / "checkpoints").exists()
 
 
 @lru_cache(maxsize=1)

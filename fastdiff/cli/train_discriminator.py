@@ -10,7 +10,7 @@ import click
 @click.command("train-discriminator")
 @click.option("--config", "file", metavar="FILE", help="YAML file; keys it lacks keep their defaults.")
 @click.option("--outdir", metavar="DIR", default="runs/discriminator", show_default=True, help="Where to write.")
-@click.option("--resume", is_flag=True, help="Continue from the checkpoint in --outdir.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --outdir, if there is one.")
 @click.option("--progress/--no-progress", default=True, help="Show progress bars.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def command(file: str | None, outdir: str, resume: bool, progress: bool, overrides: tuple[str, ...]) -> None:

@@ -248,7 +248,7 @@ class DiscriminatorTrainer(TrainingRun):
         config, denoiser = self.config, self.sampler.model
         from_denoiser = config.extractor == "denoiser" or (config.extractor == "none" and config.start == "denoiser")
         classes = self.real.classes if config.conditional else 0
-        architecture = dict(config.as_dict()["model"])
+        architecture = {name: value for name, value in config.as_dict()["model"].items() if name != "depth"}
         if architecture.pop("dropout"):
             raise ConfigError("model.dropout must be left at 0: dropout is the discriminator's")
         try:

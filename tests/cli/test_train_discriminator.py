@@ -78,7 +78,6 @@ def test_what_has_learnt_nothing_fails_in_one_line_without_a_model(config, tmp_p
         (["network=absent"], "absent: no such file"),
         (["start=denoiser", "data=digits16"], "network must draw samples of the data's shape [1, 16, 16]"),
         (["model.width=9"], "width"),
-        (["--resume"], "checkpoint.safetensors: no such file"),
     ],
 )
 def test_refused_in_one_line_with_nothing_left_behind(config, tmp_path, arguments, wanted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -12,7 +13,6 @@ from fastdiff.config import ConfigError, load_discriminator_config
 from fastdiff.data.digits import Images
 from fastdiff.guidance.vp import tau_of_sigma
 from fastdiff.models import ModelFileError, UNet, load, save
-from fastdiff.models.io import load_tensors, save_tensors
 from fastdiff.training import DiscriminatorTrainer, NothingLearntError, Report
 
 ARCHITECTURE = {"image_size": 8, "patch": 1, "width": 8, "embedding": 16}
@@ -62,7 +62,7 @@ def test_learns_and_writes_what_it_says(make, tmp_path, monkeypatch):
     trainer = make("run")
     file = trainer.run(progress=False)
     assert sorted(os.listdir(tmp_path / "run")) == [
-        *("checkpoint.safetensors", "config.yaml", "levels.csv", "levels.png", "loss.csv", "model.safetensors")
+        *("checkpoints", "config.yaml", "levels.csv", "levels.png", "log.jsonl", "model.safetensors")
     ]
     model = load(file)
     training = model.metadata["training"]
@@ -89,7 +89,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(make, tmp_path, monkey
     resumed = make("killed", option, resume=True)
     assert resumed.iteration == 10
     resumed.run(progress=False)
-    for name in ("checkpoint.safetensors", "model.safetensors", "loss.csv", "levels.csv", "config.yaml"):
+    for name in ("checkpoints/0000020/state.safetensors", "model.safetensors", "levels.csv", "config.yaml"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
@@ -97,7 +97,7 @@ def test_an_interruption_between_evaluations_changes_nothing(make, tmp_path):
     make("whole").run(progress=False)
     make("paused").run(until=10, progress=False)
     make("paused", resume=True).run(progress=False)
-    for name in ("checkpoint.safetensors", "model.safetensors", "levels.csv"):
+    for name in ("checkpoints/0000020/state.safetensors", "model.safetensors", "levels.csv"):
         assert (tmp_path / "paused" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
@@ -135,7 +135,7 @@ def test_refuses_what_has_learnt_nothing(make, tmp_path, losses, error):
         trainer.run(progress=False)
     left = os.listdir(tmp_path / "run")
     assert "model.safetensors" not in left
-    assert {"checkpoint.safetensors", "levels.csv"} <= set(left)
+    assert {"checkpoints", "levels.csv"} <= set(left)
 
 
 def test_fakes_are_decided_by_seeds_in_the_proportions_of_the_real(make):
@@ -225,7 +225,7 @@ def test_refuses_networks_that_do_not_fit(make, tmp_path, network):
     with pytest.raises(ModelFileError, match="absent: no such file"):
         make("out", "network=absent")
     save(tmp_path / "undescribed", UNet(**ARCHITECTURE), {})
-    with pytest.raises(ModelFileError, match="does not name prediction edm"):
+    with pytest.raises(ModelFileError, match="does not say how its output is read"):
         make("out", f"network={tmp_path / 'undescribed'}")
     real = real_images()
     with pytest.raises(ConfigError, match=r"network must draw samples of the data's shape \[1, 4, 4\]"):
@@ -239,8 +239,9 @@ def test_refusals_about_the_folder(make, tmp_path):
         make("run")
     with pytest.raises(ConfigError, match=r"evaluate_every is 3, but .* was made with 4"):
         make("run", "evaluate_every=3", resume=True)
-    tensors, description = load_tensors(tmp_path / "run/checkpoint.safetensors")
-    del description["best"]
-    save_tensors(tmp_path / "run/checkpoint.safetensors", tensors, description)
+    file = tmp_path / "run/checkpoints/0000003/state.json"
+    state = json.loads(file.read_text())
+    del state["best"]
+    file.write_text(json.dumps(state))
     with pytest.raises(ModelFileError, match="not a checkpoint of this kind of training"):
         make("run", resume=True)
