@@ -8,8 +8,7 @@ import math
 import pytest
 import torch
 
-from fastdiff.models import UNet
-from fastdiff.models.mlp import MLP
+from fastdiff.models import MLP, UNet, load, save
 
 
 def trained_like(**config) -> MLP:
@@ -47,6 +46,15 @@ def test_config_is_json_and_rebuilds_the_network(config):
     twin = MLP(**json.loads(json.dumps(model.config)))
     twin.load_state_dict(model.state_dict())
     assert twin.config == model.config
+
+
+def test_a_model_file_holds_it(tmp_path):
+    model = trained_like(label_dim=2, time_scale=1.0)
+    save(tmp_path / "points.safetensors", model, {"prediction": "eps"})
+    loaded = load(tmp_path / "points.safetensors")
+    x, time, labels = torch.randn(2, 2), torch.tensor([3, 999]), torch.tensor([0, 1])
+    assert isinstance(loaded, MLP) and loaded.metadata["prediction"] == "eps"
+    assert torch.equal(loaded(x, time, labels), model(x, time, labels))
 
 
 def test_every_parameter_gets_a_gradient():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import jacrev, vmap
 
 from fastdiff import ops
-from fastdiff.models.mlp import MLP
+from fastdiff.models import MLP
 from fastdiff.training.losses import gradient_penalty
 
 TINY = 1e-6  # a step that leaves neither curvature nor much rounding, in float64
