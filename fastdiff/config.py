@@ -1,17 +1,14 @@
-"""Typed configurations: YAML files and `key=value` overrides, checked against dataclasses by OmegaConf."""
+"""The configurations of training runs; what is read from files and command lines is checked against them."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from .loading import ConfigError, assignment, load_config
 
 __all__ = [
     "ConfigError",
@@ -25,12 +22,7 @@ __all__ = [
 ]
 
 
-_Config = TypeVar("_Config")
 _Training = TypeVar("_Training", "TrainConfig", "DiscriminatorConfig")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; one line that names the key."""
 
 
 @dataclass
@@ -298,7 +290,7 @@ def load_train_config(
         ConfigError: the file cannot be read, a key is unknown (the message names the nearest known one), a
             value has the wrong type or is out of range.
     """
-    return _checked(load_config(TrainConfig, file, map(_assignment, overrides), _LISTS, preset))
+    return _checked(load_config(TrainConfig, file, map(assignment, overrides), _LISTS, preset))
 
 
 def load_discriminator_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -> DiscriminatorConfig:
@@ -307,89 +299,9 @@ def load_discriminator_config(file: str | Path | None = None, overrides: Sequenc
     Raises:
         ConfigError: see `load_train_config`.
     """
-    return _checked(load_config(DiscriminatorConfig, file, map(_assignment, overrides)))
-
-
-def load_config(
-    kind: type[_Config],
-    file: str | Path | None,
-    changes: Iterable[Mapping[str, Any]] = (),
-    lists: Collection[str] = (),
-    preset: Mapping[str, Any] | None = None,
-) -> _Config:
-    """Defaults of the dataclass `kind`, then `preset`, then the YAML `file`, then `changes`.
-
-    Args:
-        lists: keys (nested ones with dots) that may be one value in place of a list.
-
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown (the message names the nearest known one), or a value has
-            the wrong type.
-    """
-    config = OmegaConf.structured(kind)
-    known: Any = OmegaConf.to_container(config)
-    sources: list[tuple[str, Any]] = [] if preset is None else [("preset: ", dict(preset))]
-    sources += [] if file is None else [(f"{file}: ", OmegaConf.to_container(_read_yaml(file)))]
-    for origin, source in [*sources, *(("", dict(change)) for change in changes)]:
-        _check_keys(origin, source, known)
-        try:
-            config = OmegaConf.merge(config, _wrapped(source, lists))
-        except OmegaConfBaseException as error:
-            key = getattr(error, "full_key", None)
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{origin}{key}: {reason}" if key else f"{origin}{reason}") from None
-    result = OmegaConf.to_object(config)
-    assert isinstance(result, kind)
-    return result
-
-
-def _wrapped(source: dict[str, Any], lists: Collection[str], prefix: str = "") -> dict[str, Any]:
-    """`source` with the single values of `lists` as lists."""
-    result = {}
-    for key, value in source.items():
-        if isinstance(value, dict):
-            value = _wrapped(value, lists, f"{prefix}{key}.")
-        elif f"{prefix}{key}" in lists and not isinstance(value, (list, tuple)):
-            value = [value]
-        result[key] = value
-    return result
-
-
-def _assignment(override: str) -> dict[str, Any]:
-    """`a.b=3` as nested mappings."""
-    if "=" not in override:
-        raise ConfigError(f"expected key=value, got {override!r}")
-    key, _, value = override.partition("=")
-    nested = OmegaConf.to_container(OmegaConf.from_dotlist([override if value else f"{key}=''"]))
-    assert isinstance(nested, dict)
-    return {str(key): value for key, value in nested.items()}
+    return _checked(load_config(DiscriminatorConfig, file, map(assignment, overrides)))
 
 
 def _checked(config: _Training) -> _Training:
     config.check()
     return config
-
-
-def _read_yaml(file: str | Path) -> DictConfig:
-    """A YAML file whose top level is a mapping."""
-    try:
-        source = OmegaConf.load(file)
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
-    if not isinstance(source, DictConfig):
-        raise ConfigError(f"{file}: expected a mapping of keys to values")
-    return source
-
-
-def _check_keys(origin: str, given: Any, known: dict[str, Any], prefix: str = "") -> None:
-    """Refuses keys of `given` that `known` lacks, level by level, naming the nearest known key."""
-    if not isinstance(given, dict):
-        raise ConfigError(f"{origin}{prefix.rstrip('.')} must be a mapping of keys to values, got {given!r}")
-    for key, value in given.items():
-        if key not in known:
-            nested = {inner: f"{k}.{inner}" for k, v in known.items() if isinstance(v, dict) for inner in v}
-            names = {**nested, **{k: k for k in known}}
-            near = names[difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)[0]]
-            raise ConfigError(f"{origin}unknown key {prefix}{key}; did you mean {prefix}{near}?")
-        if isinstance(known[key], dict):
-            _check_keys(origin, value, known[key], f"{prefix}{key}.")

@@ -40,21 +40,22 @@ def command(
     from ..data import DataError
     from ..models import read_metadata
     from ..training import Trainer
-    from ..training.presets import expected_fid, table
-    from ..training.presets import preset as changes
+    from ..training.presets import get, table
     from .training import opening, running
 
     if list_presets:
         click.echo(table())
         return
     with opening(outdir):
-        config = load_train_config(file, overrides, None if preset is None else changes(preset))
+        published = None if preset is None else get(preset)
+        config = load_train_config(file, overrides, None if published is None else published.config)
         trainer = Trainer(config, Path(outdir), resume, dry=dry_run)
     try:
         say: Any = click.echo if trainer.group.first else _silent
         say(_described(trainer), err=True)
-        if preset is not None and (fid := expected_fid(preset)) is not None:
-            say(f"preset {preset}: published FID {fid:g}", err=True)
+        if published is not None:
+            fid = "not given" if published.fid is None else f"{published.fid:g}"
+            say(f"preset {published.name}: published FID {fid} ({published.source}). {published.note}", err=True)
         if resume and not dry_run and not trainer.iteration:
             say(f"no checkpoint in {outdir}: from the beginning", err=True)
         for name, reason in list(trainer.data.bad.items())[:5]:

@@ -300,8 +300,10 @@ class TrainingRun:
         folder, tensors, state = checkpoint.folder, checkpoint.tensors, checkpoint.state
         # A key that the stored configuration lacks came later: it was at its default.
         stored_config = {**type(self.config)().as_dict(), **state["config"]}
+        constant = getattr(self.config, "schedule", "cosine") == "constant"  # such a run may go on for longer
+        free = self.free_keys | ({"iterations"} if constant else set())
         for key, value in self.config.as_dict().items():
-            if key not in self.free_keys and (old := stored_config[key]) != value:
+            if key not in free and (old := stored_config[key]) != value:
                 raise ConfigError(f"{key} is {value!r}, but {folder} was made with {old!r}")
         if self.extra_state().keys() - state.keys() or "skipped" not in state:
             raise ModelFileError(f"{folder}: not a checkpoint of this kind of training")

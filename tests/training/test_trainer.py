@@ -366,3 +366,13 @@ def test_refusals_before_any_work(tmp_path, override, error, wanted):
     with pytest.raises(error, match=wanted):
         Trainer(small(override), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_at_a_constant_rate_can_go_on_for_longer(tmp_path):
+    whole = trained(tmp_path / "whole", "schedule=constant", iterations=4)
+    trained(tmp_path / "short", "schedule=constant", iterations=2)
+    longer = trained(tmp_path / "short", "schedule=constant", iterations=4, resume=True)
+    assert torch.equal(flat(whole.model), flat(longer.model))
+    trained(tmp_path / "cosine", iterations=2)
+    with pytest.raises(ConfigError, match="iterations is 4, but"):
+        Trainer(small("iterations=4"), tmp_path / "cosine", resume=True)
