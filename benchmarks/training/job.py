@@ -99,7 +99,7 @@ class Job:
     def sweep(self, variant: str, seed: int) -> Sweep:
         """The sweep over the cells of one trained network."""
         network = open_network(str(self.trained(variant, seed)), torch.device(self.device))
-        sampler = network_sampler(network, solver="ddpm")
+        sampler = network_sampler(network, solver="ddpm", steps=min(self.steps))
         options = {"samples": self.samples, "batch": self.batch}
         return Sweep(sampler, evaluator(self.device), self.cells(seed), self.outdir(variant, seed), **options)
 
