@@ -172,7 +172,7 @@ the paired differences, two-sided at 5 %, which with {len(table.seeds)} seeds as
 
 DDPM-IP is input perturbation (Ning et al. 2023) with the target eps; DDPM-y, the negative control, has the perturbed \
 noise as its target. The strengths of GP and WD were set beforehand, not searched: the penalty is about a tenth of the \
-baseline's loss, and a weight that no gradient holds shrinks by exp(-1.3) over the run."""
+baseline's loss, and a weight that no gradient holds shrinks by exp(-1.1) over the run."""
 
 
 def _code(changes: Sequence[str]) -> str:
