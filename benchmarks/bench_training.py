@@ -14,6 +14,7 @@ from fastdiff import VP
 from fastdiff.training.perturb import noising_table, perturb
 
 SHAPES = {
+    "256x2": (256, 2),  # points: a sample's noise is made 64 elements at a time
     "128x1x16x16": (128, 1, 16, 16),
     "128x3x32x32": (128, 3, 32, 32),
     "64x3x64x64": (64, 3, 64, 64),
