@@ -40,8 +40,13 @@ def load_config(
     known: Any = OmegaConf.to_container(config)
     sources: list[tuple[str, Any]] = [] if preset is None else [("preset: ", dict(preset))]
     sources += [] if file is None else [(f"{file}: ", OmegaConf.to_container(_read_yaml(file)))]
-    for origin, source in [*sources, *(("", dict(change)) for change in changes)]:
+    together: dict[str, Any] = {}  # for one merge, as each copies the whole configuration
+    for change in changes:
+        _check_keys("", dict(change), known)
+        _update(together, change)
+    for origin, source in sources:
         _check_keys(origin, source, known)
+    for origin, source in [*sources, ("", together)]:
         try:
             config = OmegaConf.merge(config, _wrapped(source, lists))
         except OmegaConfBaseException as error:
@@ -51,6 +56,16 @@ def load_config(
     result = OmegaConf.to_object(config)
     assert isinstance(result, kind)
     return result
+
+
+def _update(target: dict[str, Any], change: Mapping[str, Any]) -> None:
+    """Takes `change` into `target`, mapping by mapping."""
+    for key, value in change.items():
+        if isinstance(value, Mapping):
+            inner = target[key] = dict(target[key]) if isinstance(target.get(key), dict) else {}
+            _update(inner, value)
+        else:
+            target[key] = value
 
 
 def _wrapped(source: dict[str, Any], lists: Collection[str], prefix: str = "") -> dict[str, Any]:
