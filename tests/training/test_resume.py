@@ -22,11 +22,11 @@ from fastdiff.training.log import read_log
 pytest.importorskip("sklearn")
 
 KILLS = 20
-ITERATIONS = 64
+ITERATIONS, BATCH = 64, 24
 # Everything that has a memory: dropout, several averages, the loss scale, the history of the losses of every step.
 OVERRIDES = [
     *("data=digits8", "model.width=8", "model.mults=[1]", "model.attention=[]", "model.patch=2", "model.embedding=16"),
-    *("model.dropout=0.1", "batch=24", f"iterations={ITERATIONS}", "warmup=5", "flip=true", "accumulation=2"),
+    *("model.dropout=0.1", f"batch={BATCH}", f"iterations={ITERATIONS}", "warmup=5", "flip=true", "accumulation=2"),
     *("objective.name=ddpm", "objective.T=21", "objective.levels=loss_second_moment", "objective.gamma=0.1"),
     *("amp=float16", "ema=[0.9,0.99]", "posthoc_ema=0.1", "posthoc_every=9"),
     *("log_every=1", "evaluate_every=16", "checkpoint_every=2", "keep=2"),
@@ -78,16 +78,18 @@ def test_kill_9_at_twenty_random_moments_changes_nothing(whole, tmp_path):
     context = multiprocessing.get_context("forkserver")  # imports torch once, and its children only then train
     context.set_forkserver_preload(["fastdiff.training", "torch._dynamo", "sklearn.datasets", "pytest"])
     folder, generator, moments = tmp_path / "killed", random.Random(5), set()
+    pace = sum(BATCH / row["images_per_second"] for row in read_log(whole / "log.jsonl")) / ITERATIONS
     for number in range(KILLS):
         process = context.Process(target=job, args=(folder,))
         process.start()
-        if number % 4 == 3:  # anywhere, in the imports or the construction too
-            time.sleep(generator.uniform(0, 0.5))
+        if number % 4 == 3:  # anywhere: in the imports, the construction, the first iterations
+            target, deadline = iteration(folder) + 2, time.monotonic() + generator.uniform(0, 0.5)
         else:  # somewhere in the work: with a checkpoint every second iteration, often while one is written
             target, deadline = 2 + number * (ITERATIONS - 16) // KILLS, time.monotonic() + 60
-            while iteration(folder) < target and process.is_alive() and time.monotonic() < deadline:
-                time.sleep(0.002)
-            time.sleep(generator.uniform(0, 0.08))
+        while iteration(folder) < target and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        if number % 4 != 3:
+            time.sleep(generator.uniform(0, 3 * pace))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
