@@ -172,9 +172,13 @@ class TrainConfig:
         _require(0 <= self.weight_decay < math.inf, "weight_decay", "at least 0 and finite", self.weight_decay)
         _require(0 <= self.label_dropout < 1, "label_dropout", "in [0, 1)", self.label_dropout)
         _require(0 <= self.augment <= 1, "augment", "in [0, 1]", self.augment)
+        _require(bool(self.data), "data", "the name of a set, a folder or a file", self.data)
         _require(len(self.ema) > 0, "ema", "at least one decay", self.ema)
         for value in self.posthoc_ema:
             _require(0 < value < 0.28, "posthoc_ema", "between 0 and 0.28", value)
+        _require(len(set(self.ema)) == len(self.ema), "ema", "different decays", self.ema)
+        names = {f"{value:.3f}" for value in self.posthoc_ema}  # of the snapshots' files
+        _require(len(names) == len(self.posthoc_ema), "posthoc_ema", "different to three decimals", self.posthoc_ema)
         _require(self.channels in (0, 1, 3), "channels", "0, 1 or 3", self.channels)
         _choose(self, "network", ("unet", "mlp"))
         _choose(self, "optimizer", ("adam", "adamw"))

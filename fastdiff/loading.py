@@ -113,3 +113,9 @@ def _check_keys(origin: str, given: Any, known: dict[str, Any], prefix: str = ""
             raise ConfigError(f"{origin}unknown key {prefix}{key}; did you mean {prefix}{near}?")
         if isinstance(known[key], dict):
             _check_keys(origin, value, known[key], f"{prefix}{key}.")
+        elif isinstance(known[key], list) and any(isinstance(item, (list, dict)) for item in _listed(value)):
+            raise ConfigError(f"{origin}{prefix}{key} must be a list of single values, got {value!r}")
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
