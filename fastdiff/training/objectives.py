@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .perturb import input_perturbation
 
 __all__ = ["Objective", "make_objective"]
 
+_EVERY = ("name", "levels", "gamma", "perturbed_target", "gradient_penalty")  # keys that every objective reads
 _PENALTY_DRAW = 1 << 20  # of the noise contract: 0 and 1 are z and xi, the directions of sliced score matching follow
 
 
@@ -38,6 +40,7 @@ class Objective:
     """
 
     chooses: tuple[str, ...]  # names of `levels` it can be trained with, its own choice first
+    reads: tuple[str, ...] = ()  # keys of the configuration, beside those of every objective
 
     def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
         self.config, self.device, self.bins = config, device, bins
@@ -113,6 +116,7 @@ class EDMObjective(Objective):
     """EDM (Karras et al. 2022): `losses.edm_loss` at log-normal noise levels."""
 
     chooses = ("log_normal", "log_snr")
+    reads = ("P_mean", "P_std", "sigma_data")
 
     def level_sampler(self, name: str) -> samplers.LevelSampler:
         if name == "log_normal":
@@ -135,6 +139,7 @@ class DDPMObjective(Objective):
     """The losses of a discrete chain (Ho et al. 2020, Nichol & Dhariwal 2021): `losses.ddpm_loss`."""
 
     chooses = ("uniform", "antithetic", "loss_second_moment", "log_snr")
+    reads = ("prediction", "variance", "loss", "weighting", "betas", "T", "rescale_timesteps")
 
     def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
         makers = {"linear": VP.linear, "cosine": VP.cosine}
@@ -216,6 +221,7 @@ class SDEObjective(Objective):
     """Score matching in continuous time (Song et al. 2021): `losses.sde_loss`."""
 
     chooses = ("uniform", "antithetic")
+    reads = ("sde", "beta_min", "beta_max", "sigma_min", "sigma_max", "N", "likelihood_weighting", "reduce_mean")
 
     def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
         limits = ("sigma_min", "sigma_max") if config.sde == "ve" else ("beta_min", "beta_max")
@@ -276,6 +282,8 @@ class _Ladder(Objective):
 class SMLDObjective(_Ladder):
     """score-SDE's loss on a VE chain of N levels: `losses.smld_loss`."""
 
+    reads = ("sigma_min", "sigma_max", "N", "reduce_mean")
+
     def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
         self.sde = sdes.VESDE(config.sigma_min, config.sigma_max, config.N)
         super().__init__(config, device, bins)
@@ -300,6 +308,7 @@ class ChainObjective(Objective):
     """score-SDE's loss on a VP chain of N steps: `losses.sde_ddpm_loss`."""
 
     chooses = ("uniform", "antithetic")
+    reads = ("beta_min", "beta_max", "N", "reduce_mean")
 
     def __init__(self, config: ObjectiveConfig, device: torch.device, bins: int = 256):
         self.sde_options = {name: getattr(config, name) for name in ("beta_min", "beta_max", "N")}
@@ -325,6 +334,8 @@ class ChainObjective(Objective):
 class DSMObjective(_Ladder):
     """Denoising score matching on NCSN's levels (Song & Ermon 2019): `losses.dsm_loss`."""
 
+    reads = ("sigma_min", "sigma_max", "noise_levels", "anneal_power")
+
     def sample_loss(self, network, x0, levels, noise, cond):  # type: ignore[no-untyped-def]
         power = self.config.anneal_power
         return losses.dsm_loss(
@@ -335,6 +346,8 @@ class DSMObjective(_Ladder):
 class SSMObjective(_Ladder):
     """Sliced score matching of the perturbed data on NCSN's levels (Song et al. 2019): `losses.ssm_loss`, plain or
     variance-reduced."""
+
+    reads = ("sigma_min", "sigma_max", "noise_levels", "particles")
 
     def sample_loss(self, network, x0, levels, noise, cond):  # type: ignore[no-untyped-def]
         if self.perturbation():
@@ -364,10 +377,14 @@ def make_objective(config: ObjectiveConfig, device: torch.device | str = "cpu", 
         bins: values that an element of the data can have in [-1, 1]; losses of the variational bound need it.
 
     Raises:
-        ConfigError: naming the key, what was wanted and what came.
+        ConfigError: naming the key, what was wanted and what came; also for a key that this objective does not read.
     """
     try:
-        objective = _OBJECTIVES[check_choice("name", config.name, _OBJECTIVES)](config, torch.device(device), bins)
+        kind = _OBJECTIVES[check_choice("name", config.name, _OBJECTIVES)]
+        for key, default in asdict(ObjectiveConfig()).items():
+            if key not in (*_EVERY, *kind.reads) and (got := getattr(config, key)) != default:
+                raise ValueError(f"{key} must be left at {default!r}: {config.name} does not read it, got {got!r}")
+        objective = kind(config, torch.device(device), bins)
         _try(objective)
     except ConfigError:
         raise

@@ -108,6 +108,8 @@ def test_draws_depend_on_the_generator_only(case):
         ({"name": "ddpm", "betas": "quadratic"}, "objective.betas must be one of linear, cosine"),
         ({"name": "flow", "gamma": [0.1, 0.2]}, "objective.gamma must be one number for flow"),
         ({"name": "ddpm", "perturbed_target": True}, "objective.perturbed_target"),
+        ({"T": 100}, "objective.T must be left at 1000: edm does not read it, got 100"),
+        ({"name": "ddpm", "sigma_data": 1.0}, "objective.sigma_data must be left at 0.5: ddpm does not read it"),
         ({"name": "sde", "sde": "edm"}, "objective.sde must be one of vp, subvp, ve"),
         ({"name": "ssm", "gamma": [0.1]}, "objective.gamma must be 0 for ssm"),
         ({"name": "ddpm", "prediction": "score"}, "objective.prediction must be one of eps"),
