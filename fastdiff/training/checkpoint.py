@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..config import ConfigError
 from ..models.io import ModelFileError, load_tensors, save_tensors
 
 __all__ = ["Checkpoint", "Checkpoints"]
@@ -32,6 +33,32 @@ class Checkpoint:
     folder: Path
     tensors: dict[str, Tensor]
     state: dict[str, Any]
+
+    def check_config(self, config: Any, free: Collection[str]) -> None:
+        """Refuses to go on with another configuration than the run began with.
+
+        Args:
+            config: of the resumed run, a dataclass with `as_dict` and `iterations`.
+            free: top-level keys that may differ.
+
+        Raises:
+            ConfigError: naming the key and both values.
+        """
+        # A key that the stored configuration lacks came later: it was at its default.
+        stored = {**_flat(type(config)().as_dict()), **_flat(self.state["config"])}
+        for key, value in _flat(config.as_dict()).items():
+            if key.partition(".")[0] not in free and stored[key] != value:
+                raise ConfigError(f"{key} is {value!r}, but {self.folder} was made with {stored[key]!r}")
+        if config.iterations < self.state["iteration"]:
+            raise ConfigError(f"iterations is {config.iterations}, but {self.folder} has {self.state['iteration']}")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys with dots, as users write them."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 class Checkpoints:
@@ -54,7 +81,9 @@ class Checkpoints:
         return sorted(found, key=lambda path: int(path.name))
 
     def save(self, iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint, and deletes those that are then too many.
+        """Writes a checkpoint, and deletes those that are then too many, or of later iterations.
+
+        The latter could not be read, or the run would have gone on from them.
 
         Raises:
             OSError: it cannot be written. What was there before still is.
@@ -68,15 +97,17 @@ class Checkpoints:
             (temporary / _STATE).write_text(json.dumps({**state, "iteration": iteration}))
             for path in (temporary / _TENSORS, temporary / _STATE, temporary):
                 _flush(path)
-            if target.exists():  # damaged, or the run would have gone on from it
+            if target.exists():  # damaged
                 self._delete(target)
             os.replace(temporary, target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _flush(self.folder)
-        for old in self.folders()[: -self.keep]:
-            self._delete(old)
+        known = self.folders()
+        place = known.index(target)
+        for other in known[: max(0, place + 1 - self.keep)] + known[place + 1 :]:
+            self._delete(other)
         return target
 
     def newest(self) -> Checkpoint | None:

@@ -21,20 +21,21 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from ..config import ConfigError, DiscriminatorConfig, TrainConfig
-from ..files import atomic_path
+from ..files import atomic_path, remove_temporaries
 from ..models.io import ModelFileError, check_tensors
 from .batches import mix
 from .checkpoint import Checkpoint, Checkpoints
-from .ema import Averages
+from .ema import Averages, drop_snapshots
 from .log import Log
 from .parallel import Group, local, part, whole
 from .rate import learning_rate
 
 __all__ = ["TrainingRun"]
 
-# May differ when a run is resumed: where and how often things happen; then what changes results by rounding only.
+# May differ when a run is resumed: where and how often things happen, and when a run is given up; then what changes
+# results by rounding (and by other dropout masks) only.
 _FREE_KEYS = {"device", "log_every", "evaluate_every", "checkpoint_every", "keep", "workers", "sample_every", "samples"}
-_FREE_KEYS |= {"reference", "accumulation", "channels_last", "compile", "parallel"}
+_FREE_KEYS |= {"reference", "nonfinite_limit", "accumulation", "channels_last", "compile", "parallel"}
 
 
 class TrainingRun:
@@ -112,6 +113,9 @@ class TrainingRun:
             return
         self.outdir.mkdir(parents=True, exist_ok=True)
         self.checkpoints.clean()
+        drop_snapshots(self.outdir / "snapshots", after=self.iteration)
+        for folder in (self.outdir, self.outdir / "snapshots", self.outdir / "samples"):
+            remove_temporaries(folder)
         with atomic_path(self.outdir / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(self.config.as_dict()))
         self.log = Log(self.outdir / "log.jsonl", keep=self.iteration)
@@ -248,7 +252,7 @@ class TrainingRun:
         for number, (loss, norm, skip) in enumerate(values, start=self.iteration - len(window)):
             self.skipped += int(skip)
             self._row = self._row + 1 if skip else 0
-            if self._row == self.config.nonfinite_limit:
+            if self._row >= self.config.nonfinite_limit:
                 saved = self.checkpoints.folders()
                 where = f"; {saved[-1]} is the last checkpoint" if saved else ""
                 raise FloatingPointError(
@@ -279,10 +283,15 @@ class TrainingRun:
         return tensors | self.extra_tensors()
 
     def _save_checkpoint(self) -> None:
-        tensors = {name: whole(tensor) for name, tensor in self._state().items()}
+        named = [(name, tensor, None) for name, tensor in self._state().items()]
         for index, moments in self.optimizer.state_dict()["state"].items():
             like = self._parameters[index]
-            tensors |= {f"adam.{index}.{name}": whole(value, like) for name, value in moments.items()}
+            named += [(f"adam.{index}.{name}", value, like) for name, value in moments.items()]
+        tensors: dict[str, Tensor] = {}
+        for name, tensor, like in named:
+            gathered = whole(tensor, like)  # by every process, one tensor at a time: all of them may not fit
+            if self.group.first:
+                tensors[name] = gathered.cpu()
         state = {"config": self.config.as_dict(), "skipped": [self.skipped, self._row], **self.extra_state()}
         if self.scaler.is_enabled():
             state["scaler"] = self.scaler.state_dict()
@@ -298,13 +307,8 @@ class TrainingRun:
     @torch.no_grad()
     def _take(self, checkpoint: Checkpoint) -> None:
         folder, tensors, state = checkpoint.folder, checkpoint.tensors, checkpoint.state
-        # A key that the stored configuration lacks came later: it was at its default.
-        stored_config = {**type(self.config)().as_dict(), **state["config"]}
         constant = getattr(self.config, "schedule", "cosine") == "constant"  # such a run may go on for longer
-        free = self.free_keys | ({"iterations"} if constant else set())
-        for key, value in self.config.as_dict().items():
-            if key not in free and (old := stored_config[key]) != value:
-                raise ConfigError(f"{key} is {value!r}, but {folder} was made with {old!r}")
+        checkpoint.check_config(self.config, self.free_keys | ({"iterations"} if constant else set()))
         if self.extra_state().keys() - state.keys() or "skipped" not in state:
             raise ModelFileError(f"{folder}: not a checkpoint of this kind of training")
         own = self._state()
@@ -320,8 +324,11 @@ class TrainingRun:
                 local(tensor).copy_(part(tensors[name], tensor))
         moments = self.optimizer.state_dict()
         for index, parameter in enumerate(self._parameters):
-            stored = {name: tensors[f"adam.{index}.{name}"] for name in ("exp_avg", "exp_avg_sq")}
-            moments["state"][index] = {name: part(tensor, parameter) for name, tensor in stored.items()}
+            like = local(parameter)  # in its memory format too: the fused kernel reads both in the order of the memory
+            moments["state"][index] = {
+                name: torch.empty_like(like).copy_(part(tensors[f"adam.{index}.{name}"], parameter))
+                for name in ("exp_avg", "exp_avg_sq")
+            }
             moments["state"][index]["step"] = tensors[f"adam.{index}.step"]
         self.optimizer.load_state_dict(moments)
         if self.scaler.is_enabled() and "scaler" in state:
@@ -335,7 +342,8 @@ class TrainingRun:
         if not self.group.sharded:
             return network
         tensors = {name: whole(tensor).cpu() for name, tensor in network.state_dict().items()}
-        copy: Any = self.architecture(**network.config)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            copy: Any = self.architecture(**network.config)  # type: ignore[arg-type]
         copy.load_state_dict(tensors)
         return copy.eval().requires_grad_(False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError, TrainConfig
-from ..data import Feed, NoSplitError, Samples, fetch, open_dataset
-from ..data.augment import AUGMENT_LABELS, Augment, flip
-from ..models.io import load, save
-from ..models.mlp import MLP
-from ..models.unet import UNet
+from ..data import DataError, Feed, NoSplitError, Samples, fetch, open_dataset
+from ..data.augment import Augment, flip
+from ..models.io import save
 from .batches import Batches, mix
 from .ema import save_snapshots
+from .network import open_network
 from .objectives import make_objective
 from .parallel import unsynchronised
 from .perturb import sample_seeds
 from .preview import Preview
+from .profiles import Power
 from .run import TrainingRun
 
 __all__ = ["Trainer"]
 
 _HELD_OUT = 5000  # samples of an evaluation, at most
-_PART = 500  # of them at once, and of what is drawn
 
 
 class Trainer(TrainingRun):
@@ -80,6 +78,7 @@ class Trainer(TrainingRun):
         with self.group.first_goes_ahead():
             self.data = self._open("train") if data is None else data
             self.heldout = heldout if heldout is not None or data is not None else self._test_split()
+        self._check_heldout()
         self.data = self.data.to(self.device)
         self.conditional = config.conditional and self.data.classes > 0
         plain = replace(config.objective, levels="auto", gamma=[0.0], perturbed_target=False, gradient_penalty=0.0)
@@ -92,15 +91,21 @@ class Trainer(TrainingRun):
         except ValueError as error:
             raise ConfigError(f"objective: {error}") from None
         self._adaptive = bool(self.objective.levels.state())
-        model = self._network().to(self.device).train()
+        with torch.random.fork_rng(self.rng_devices()):
+            torch.manual_seed(mix(config.seed, "weights", 0))
+            classes = self.data.classes if self.conditional else 0
+            model: Any = open_network(config, self.data.sample_shape, classes, self.objective).to(self.device).train()
+        model.metadata = self.objective.metadata()
+        self._told = bool(model.config.get("augment_dim"))  # what is done to a sample
         if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         self.batches = Batches(len(self.data), config.batch, config.seed)
         share = self.group.share(config.batch)
+        self._part = -(-config.batch // (self.group.world * config.accumulation))  # samples that fit at once
         self.feed = Feed(self.data, lambda i: self.batches(i)[share], workers=config.workers, device=self.device)
         self._noise_key = mix(config.seed, "noise", 0)
-        self.begin(model, self._optimizer, resume, config.ema, config.posthoc_ema, config.ema_warmup)
         self.preview = self._preview() if config.sample_every else None
+        self.begin(model, self._optimizer, resume, config.ema, config.posthoc_ema, config.ema_warmup)
         if config.compile:
             self.model.compile()  # in place: the names of its tensors stay
         self.replica = self.group.replicate(_Loss(self.model, self.objective))
@@ -153,7 +158,7 @@ class Trainer(TrainingRun):
             cond["labels"] = labels.masked_fill(self._moved(hidden[share]), -1)
         if config.flip:
             x0 = flip(x0, own)
-        if config.augment:
+        if self._told:
             x0, cond["augment_labels"] = Augment(config.augment)(x0, own)
         return x0, self._moved(levels[share]), self._moved(weights[share]), own, cond
 
@@ -178,7 +183,7 @@ class Trainer(TrainingRun):
         # Every process has as many parts as the others, as a sharded network needs; what is too much counts nothing.
         mine = torch.arange(self.group.rank, -(-count // world) * world, world)
         total = torch.zeros((), device=self.device, dtype=torch.float64)
-        for indices in mine.split(_PART):
+        for indices in mine.split(self._part):
             chosen = indices % count
             x0, labels = fetch(self.heldout, chosen, self.config.workers, self.device)
             cond = {"labels": labels} if self.conditional else {}
@@ -193,10 +198,11 @@ class Trainer(TrainingRun):
     def periodic(self) -> None:
         config, iteration = self.config, self.iteration
         if config.posthoc_ema and (iteration % config.posthoc_every == 0 or iteration == config.iterations):
-            averages = copy.copy(self.averages)
-            averages.modules = [self.plain(module) for module in averages.modules]
+            pairs = zip(self.averages.profiles, self.averages.modules)
+            wanted = [self.plain(module) if isinstance(kind, Power) else module for kind, module in pairs]
             if self.group.first:
-                save_snapshots(self.outdir / "snapshots", averages, iteration, self.objective.metadata())
+                about = self.objective.metadata()
+                save_snapshots(self.outdir / "snapshots", self.averages, iteration, about, modules=wanted)
         if self.preview is not None and iteration % config.sample_every == 0:
             self.preview(self.ema, iteration, self.log if self.group.first else None)
 
@@ -236,7 +242,12 @@ class Trainer(TrainingRun):
     def extra_tensors(self) -> dict[str, Tensor]:
         return {f"levels.{name}": tensor for name, tensor in self.objective.levels.state().items()}
 
+    def extra_state(self) -> dict[str, Any]:
+        return {"samples": len(self.data)}
+
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        if state["samples"] != len(self.data):
+            raise ConfigError(f"data has {len(self.data)} samples, but the checkpoint was made with {state['samples']}")
         self.objective.levels.restore({name.removeprefix("levels."): tensor for name, tensor in tensors.items()})
 
     # -- parts --------------------------------------------------------------------------------------------------------
@@ -244,7 +255,10 @@ class Trainer(TrainingRun):
     def _open(self, split: str) -> Samples:
         config = self.config
         form: dict[str, Any] = {"size": config.size or None, "channels": config.channels or None}
-        return open_dataset(config.data, split=split, holdout=config.holdout, workers=config.workers, **form)
+        try:
+            return open_dataset(config.data, split=split, holdout=config.holdout, workers=config.workers, **form)
+        except DataError as error:
+            raise type(error)(f"data: {error}") from None
 
     def _test_split(self) -> Samples | None:
         """The held-out samples, if the source has any."""
@@ -253,42 +267,22 @@ class Trainer(TrainingRun):
         except NoSplitError:
             return None
 
-    def _network(self) -> nn.Module:
-        """The network that the configuration describes, or that of its `init` file."""
-        config, shape = self.config, self.data.sample_shape
-        classes = self.data.classes if self.conditional else 0
-        needed = {**self.objective.network_options(), "label_dim": classes}
-        if config.augment:
-            needed["augment_dim"] = AUGMENT_LABELS
-        if len(shape) != 3 and (config.flip or config.augment):
-            raise ConfigError(f"flip and augment are for images, got samples of shape {list(shape)}")
-        if config.init:
-            return _continued(config, shape, needed, self.objective.metadata()["prediction"], self.device)
-        model = config.as_dict()["model"]
-        with torch.random.fork_rng(self.rng_devices()):
-            torch.manual_seed(mix(config.seed, "weights", 0))
-            try:
-                if config.network == "mlp":
-                    if len(shape) != 1:
-                        raise ConfigError(f"network must be unet for samples of shape {list(shape)}, got 'mlp'")
-                    own = {name: model[name] for name in ("width", "depth", "embedding", "dropout")}
-                    return MLP(dim=shape[0], **own, **needed)
-                if len(shape) != 3 or shape[1] != shape[2]:
-                    raise ConfigError(f"network must be mlp for samples of shape {list(shape)}, got 'unet'")
-                del model["depth"]
-                return UNet(image_size=shape[1], channels=shape[0], **model, **needed)
-            except ConfigError:
-                raise
-            except ValueError as error:
-                raise ConfigError(f"model: {error}") from None
+    def _check_heldout(self) -> None:
+        """Refuses held-out samples that the network could not be given, before an evaluation does."""
+        if self.heldout is None:
+            return
+        pairs = [(tuple(own.sample_shape), own.classes) for own in (self.data, self.heldout)]
+        if pairs[0][0] != pairs[1][0] or (self.config.conditional and 0 < pairs[0][1] < pairs[1][1]):
+            (wanted, got) = (f"shape {list(shape)} and {classes} classes" for shape, classes in pairs)
+            raise DataError(f"data: the held-out samples must be of {wanted} as the others, got {got}")
 
     def _preview(self) -> Preview:
         config = self.config
         reference = {"": None, "train": self.data, "test": self.heldout}[config.reference]
         if config.reference == "test" and reference is None:
             raise ConfigError(f"reference must be train: {config.data} has no test split")
-        self.ema.metadata = self.objective.metadata()  # type: ignore[assignment]
-        options: dict[str, Any] = {"reference": reference, "group": self.group, "device": self.device}
+        options: dict[str, Any] = {"batch": self._part, "group": self.group, "device": self.device}
+        options["reference"] = reference
         return Preview(self.outdir / "samples", config.samples, **options)
 
     def _optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -309,25 +303,3 @@ class _Loss(nn.Module):
     def forward(self, x0: Tensor, levels: Tensor, seeds: Tensor, cond: dict[str, Tensor]) -> Tensor:
         value: Tensor = self.objective.loss(self.network, x0, levels, seeds, cond)
         return value
-
-
-def _continued(
-    config: TrainConfig, shape: tuple[int, ...], needed: dict[str, Any], prediction: str, device: torch.device
-) -> nn.Module:
-    """The network of the file `config.init`, if it fits what is to be trained."""
-    network = load(config.init, device)
-    if tuple(getattr(network, "sample_shape", ())) != tuple(shape):
-        got = list(getattr(network, "sample_shape", ()))
-        raise ConfigError(f"init: {config.init} must be a network of samples of shape {list(shape)}, got {got}")
-    for name, value in needed.items():
-        if network.config.get(name) != value:
-            raise ConfigError(f"init: {config.init} must have {name} = {value!r}, got {network.config.get(name)!r}")
-    stored = network.metadata.get("prediction")
-    if stored != prediction:
-        raise ConfigError(f"init: {config.init} predicts {stored}, the objective is to predict {prediction}")
-    if "dropout" in network.config and network.config["dropout"] != config.model.dropout:
-        rebuilt = type(network)(**{**network.config, "dropout": config.model.dropout})
-        rebuilt.load_state_dict(network.state_dict())
-        network = rebuilt
-    result: nn.Module = network.requires_grad_(True)
-    return result

@@ -12,7 +12,8 @@ import time
 import pytest
 import torch
 
-from fastdiff.config import load_train_config
+from fastdiff.config import ConfigError, load_train_config
+from fastdiff.data import InMemory, open_dataset
 from fastdiff.models import ModelFileError
 from fastdiff.models.io import load_tensors
 from fastdiff.training import Trainer
@@ -159,6 +160,73 @@ def test_a_damaged_checkpoint_is_passed_over_and_written_anew(whole, tmp_path, d
         path.write_bytes(b"")
     with pytest.raises(ModelFileError, match=r"state\.safetensors"):
         Trainer(load_train_config(None, OVERRIDES), folder, resume=True)
+
+
+def test_only_checkpoints_that_a_run_would_not_go_on_from_are_deleted(tmp_path):
+    """The run fell back to an older one as the newest was damaged, and its checkpoints are of other iterations now."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 9):
+        Checkpoints(tmp_path, keep=2).save(step, {"x": torch.ones(1)}, {"config": {}})
+    (tmp_path / "0000009/state.json").write_text("{")
+    assert checkpoints.newest().state["iteration"] == 1
+    checkpoints.save(5, {"x": torch.ones(1)}, {"config": {}})
+    assert sorted(os.listdir(tmp_path)) == ["0000005"]
+    assert checkpoints.newest().state["iteration"] == 5
+
+
+SHORT = ["data=digits8", "model.width=8", "model.embedding=16", "batch=8", "iterations=4"]
+
+
+def test_another_memory_format_changes_no_bits_of_what_is_resumed(tmp_path):
+    """Weights in channels_last, moments stored contiguously: the fused update reads both in the order of the memory."""
+    config = load_train_config(None, [*SHORT, "channels_last=true"])
+    Trainer(config, tmp_path / "whole").run(progress=False)
+    Trainer(config, tmp_path / "cut").run(until=2, progress=False)
+    resumed = Trainer(config, tmp_path / "cut", resume=True)
+    resumed.run(progress=False)
+    assert resumed.model.stem.weight.is_contiguous(memory_format=torch.channels_last)
+    for name in ("model.safetensors", "checkpoints/0000004/state.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_what_a_killed_run_left_is_removed_and_other_data_are_refused(tmp_path):
+    config = load_train_config(None, [*SHORT, "posthoc_ema=0.1", "posthoc_every=1"])
+    data = open_dataset("digits8")
+    Trainer(config, tmp_path, data=data).run(until=2, progress=False)
+    left = [".model.safetensors.123.tmp", "snapshots/.0000003-0.100.safetensors.123.tmp"]
+    for name in [*left, "snapshots/0000003-0.100.safetensors", ".notes.tmp"]:
+        (tmp_path / name).write_text("")
+    fewer = InMemory("fewer", data.values[:90], data.labels[:90])
+    with pytest.raises(ConfigError, match="data has 90 samples, but the checkpoint was made with 1500"):
+        Trainer(config, tmp_path, resume=True, data=fewer)
+    Trainer(config, tmp_path, resume=True, data=data)
+    assert sorted(os.listdir(tmp_path / "snapshots")) == ["0000001-0.100.safetensors", "0000002-0.100.safetensors"]
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == [".notes.tmp"]
+
+
+def overflowing(trainer):
+    """Has every gradient be infinite."""
+    backward = trainer.backward
+
+    def overflow():
+        loss = backward()
+        next(trainer.model.parameters()).grad.fill_(torch.inf)
+        return loss
+
+    trainer.backward = overflow
+    return trainer
+
+
+def test_a_run_that_was_given_up_goes_on_with_more_patience(tmp_path):
+    config = load_train_config(None, [*SHORT, "checkpoint_every=1", "nonfinite_limit=3"])
+    with pytest.raises(FloatingPointError, match="the last of 3 in a row"):
+        overflowing(Trainer(config, tmp_path)).run(progress=False)
+    config.nonfinite_limit = 4
+    resumed = Trainer(config, tmp_path, resume=True)
+    assert (resumed.iteration, resumed.skipped) == (2, 2)
+    config.nonfinite_limit = 1  # fewer than there were
+    with pytest.raises(FloatingPointError, match="the last of 3 in a row"):
+        overflowing(resumed).run(progress=False)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastdiff.config import ConfigError, load_train_config
-from fastdiff.data import InMemory
+from fastdiff.data import DataError, InMemory
 from fastdiff.models import ModelFileError, UNet, load, save
 from fastdiff.opening import network_sampler
 from fastdiff.training import Trainer
@@ -283,7 +283,8 @@ def test_fine_tuning_begins_with_the_weights_of_a_file(tmp_path):
     assert not torch.equal(flat(tuned.model), before)
     for overrides, wanted in [
         (["objective.name=flow"], "must have time_scale = 1000.0, got 1.0"),
-        (["objective.name=ddpm", "objective.prediction=v"], "predicts eps, the objective is to predict v"),
+        (["objective.name=ddpm", "objective.prediction=v"], "must have prediction = 'v', got 'eps'"),
+        (["objective.name=ddpm", "objective.variance=learned"], "must have learned_variance = True, got False"),
         (["objective.name=ddpm", "conditional=false"], "must have label_dim = 0, got 10"),
         (["objective.name=ddpm", "data=moons"], r"samples of shape \[2\], got \[1, 8, 8\]"),
     ]:
@@ -292,8 +293,64 @@ def test_fine_tuning_begins_with_the_weights_of_a_file(tmp_path):
     with pytest.raises(ModelFileError, match="absent: no such file"):
         Trainer(small("init=absent"), tmp_path / "c")
     save(tmp_path / "other", UNet(image_size=8, patch=1, width=8, label_dim=10), {"prediction": "x0"})
-    with pytest.raises(ConfigError, match="predicts x0, the objective is to predict edm"):
+    with pytest.raises(ConfigError, match="must have prediction = 'edm', got 'x0'"):
         Trainer(small(f"init={tmp_path / 'other'}"), tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("built", "described", "overrides", "wanted"),
+    [
+        ({}, {"prediction": "edm", "sigma_data": 0.7}, (), "sigma_data = 0.5, got 0.7"),
+        # An eps network with a second half of channels, which the loss of an SDE could not read.
+        (
+            {"learned_variance": True, "time_scale": 1.0},
+            {"prediction": "eps"},
+            ("objective.name=sde",),
+            "learned_variance = False, got True",
+        ),
+        (
+            {"learned_variance": True, "time_scale": 1.0},
+            {"prediction": "eps", "variance": "learned"},
+            ("objective.name=ddpm", "objective.variance=learned_range"),
+            "variance = 'learned_range', got 'learned'",
+        ),
+        ({"augment_dim": 4}, {"prediction": "edm", "sigma_data": 0.5}, (), "augment_dim = 9, got 4"),
+    ],
+)
+def test_a_file_whose_output_means_something_else_is_refused(tmp_path, built, described, overrides, wanted):
+    save(tmp_path / "file", UNet(image_size=8, patch=1, width=8, embedding=16, label_dim=10, **built), described)
+    with pytest.raises(ConfigError, match=f"init: .* must have {wanted}"):
+        Trainer(small(f"init={tmp_path / 'file'}", *overrides), tmp_path / "run")
+
+
+def test_a_network_that_is_told_augmentations_is_tuned_without_them_and_resumed(tmp_path):
+    """Its embedding of them has gradients (zeros) all the same: replicas need those, and checkpoints the moments."""
+    torch.manual_seed(0)
+    network = UNet(image_size=8, patch=1, width=8, embedding=16, label_dim=10, augment_dim=9)
+    save(tmp_path / "file", network, {"prediction": "edm", "sigma_data": 0.5})
+    state = torch.get_rng_state()
+    options = (f"init={tmp_path / 'file'}", "model.dropout=0.1")
+    trained(tmp_path / "whole", *options, iterations=4)
+    assert torch.equal(state, torch.get_rng_state())
+    Trainer(small("iterations=4", *options), tmp_path / "run").run(until=2, progress=False)
+    trained(tmp_path / "run", *options, iterations=4, resume=True)
+    a, b = (load(tmp_path / folder / "model.safetensors") for folder in ("run", "whole"))
+    assert torch.equal(flat(a), flat(b))
+    assert torch.equal(a.augment_embedding.weight, network.augment_embedding.weight)
+
+
+def test_held_out_samples_must_be_like_the_others(tmp_path):
+    images = torch.zeros(4, 1, 8, 8)
+    data = InMemory("mine", images, torch.tensor([0, 1, 0, 1]))
+    for other, wanted in [
+        (
+            InMemory("other", images[:, :, 2:, 2:], data.labels),
+            r"shape \[1, 8, 8\] and 2 classes .* got shape \[1, 6, 6\]",
+        ),
+        (InMemory("other", images, torch.tensor([0, 1, 2, 3])), "2 classes .* and 4 classes"),
+    ]:
+        with pytest.raises(DataError, match=wanted):
+            Trainer(small(), tmp_path / "run", data=data, heldout=other)
 
 
 def test_a_dry_run_does_a_step_and_writes_nothing(tmp_path):
@@ -333,7 +390,7 @@ def test_refusals_about_the_folder(tmp_path):
         Trainer(small(), tmp_path)
     with pytest.raises(ConfigError, match=r"batch is 16, but .*0000002 was made with 32"):
         Trainer(small("batch=16"), tmp_path, resume=True)
-    with pytest.raises(ConfigError, match=r"objective is .*'gamma': \[0.1\].*, but .* was made with"):
+    with pytest.raises(ConfigError, match=r"objective.gamma is \[0.1\], but .*0000002 was made with \[0.0\]"):
         Trainer(small("objective.gamma=0.1"), tmp_path, resume=True)
     Trainer(small("log_every=1", "keep=5", "accumulation=2"), tmp_path, resume=True)
 
@@ -355,16 +412,18 @@ def test_another_kind_of_run_is_no_checkpoint_of_this_one(tmp_path):
         ("model.patch=3", ConfigError, "model: UNet: image_size"),
         ("device=tpu9", ConfigError, "cannot be used here"),
         ("device=meta", ConfigError, "cannot be used here"),
-        ("data=cifar", ValueError, "cifar"),
+        ("data=cifar", DataError, "data: cifar: not digits8"),
         ("objective.name=gan", ConfigError, "objective.name must be one of edm"),
         ("network=mlp", ConfigError, r"network must be unet for samples of shape \[1, 8, 8\]"),
         ("data=moons", ConfigError, r"network must be mlp for samples of shape \[2\]"),
         ("accumulation=33", ConfigError, "batch must be at least 33"),
+        ("init=absent", ModelFileError, "init: absent: no such file"),
+        ("sample_every=1 reference=train samples=1", ValueError, "samples must be an integer of at least 2"),
     ],
 )
 def test_refusals_before_any_work(tmp_path, override, error, wanted):
     with pytest.raises(error, match=wanted):
-        Trainer(small(override), tmp_path / "out")
+        Trainer(small(*override.split()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -373,6 +432,8 @@ def test_a_run_at_a_constant_rate_can_go_on_for_longer(tmp_path):
     trained(tmp_path / "short", "schedule=constant", iterations=2)
     longer = trained(tmp_path / "short", "schedule=constant", iterations=4, resume=True)
     assert torch.equal(flat(whole.model), flat(longer.model))
+    with pytest.raises(ConfigError, match=r"iterations is 3, but .*0000004 has 4"):
+        Trainer(small("schedule=constant", "iterations=3"), tmp_path / "short", resume=True)
     trained(tmp_path / "cosine", iterations=2)
     with pytest.raises(ConfigError, match="iterations is 4, but"):
         Trainer(small("iterations=4"), tmp_path / "cosine", resume=True)
