@@ -116,7 +116,7 @@ class TrainConfig:
 
     network: str = "unet"  # unet, or mlp for points
     model: ModelConfig = field(default_factory=ModelConfig)
-    init: str = ""  # a model file whose weights training starts from
+    init: str = ""  # a model file that training starts from: its weights and architecture (`model`: only the dropout)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     iterations: int = 4000
