@@ -39,9 +39,11 @@ class _InTime(Process):
             schedule: a function of `steps` that gives decreasing times instead.
         """
         n = check_count("steps", 50 if steps is None else steps)
-        if isinstance(schedule, str) or options:
-            given = schedule if isinstance(schedule, str) else next(iter(options))
-            raise ValueError(f"schedule must be a function of steps that gives times for this process, got {given!r}")
+        if options:
+            name, value = next(iter(options.items()))
+            raise ValueError(f"{name} must be left out for process {type(self).__name__}, got {value!r}")
+        if isinstance(schedule, str):
+            raise ValueError(f"schedule must be a function of steps that gives times here, got {schedule!r}")
         if schedule is not None:
             return self.levels_at(schedule(n))
         spaced = np.linspace(self.first, self.last, n) if self.last else np.linspace(self.first, 0.0, n + 1)[:-1]

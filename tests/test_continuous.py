@@ -80,9 +80,13 @@ def test_one_step_of_the_flow_is_the_mean_of_the_data():
         ({"timesteps": [1.5]}, r"times in \(0, 1\]"),
         ({"sigmas": [1.0, 0.5]}, "sigmas must be left out for process Flow"),
         ({"schedule": "karras"}, "schedule must be a function of steps"),
-        ({"rho": 7.0}, "schedule must be a function of steps"),
+        ({"rho": 7.0}, "rho must be left out for process Flow"),
         ({"steps": 0}, "steps must be an integer of at least 1"),
         ({"process": "vp"}, "alpha \\+ sigma = 1"),
+        ({"solver": "heun"}, "alpha > 0 at every level .* use solver 'ddim'"),
+        ({"solver": "euler"}, "alpha > 0 at every level .* use solver 'ddim'"),
+        ({"solver": "ddpm"}, r"alpha\^2 \+ sigma\^2 = 1"),
+        ({"solver": "ddpm", "process": SDEProcess(subVPSDE()), "prediction": "eps"}, r"alpha\^2 \+ sigma\^2 = 1"),
     ],
 )
 def test_refuses(arguments, wanted):

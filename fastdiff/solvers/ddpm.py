@@ -38,8 +38,12 @@ def ddpm(
     denoise: Denoiser, x: State, levels: Levels, noise: Callable[[], State], *, variance: str = "fixed_small"
 ) -> Iterator[State]:
     """Ho et al. 2020, Algorithm 2: x_(i-1) = c1 x_0 + c2 x_i + std z, c1 and c2 of Eq. 7; no noise in the last step."""
-    if not (np.diff(levels.alphas_cumprod) < 0).all() or not levels.alphas_cumprod[0] < 1:
-        raise ValueError("process must be variance preserving (alpha below 1 and falling) for solver 'ddpm'; use VP")
+    preserving = all(abs(level.alpha**2 + level.sigma**2 - 1) <= 1e-6 for level in levels)
+    if not preserving or not (np.diff(levels.alphas_cumprod) < 0).all() or not levels.alphas_cumprod[0] < 1:
+        raise ValueError(
+            "process must be variance preserving (alpha^2 + sigma^2 = 1, alpha below 1 and falling) for solver 'ddpm'; "
+            "use VP"
+        )
     if isinstance(denoise.prediction, PreviousX) and denoise.scaled:
         raise ValueError(
             "epsilon_scale must be 1 for prediction 'previous_x' with solver 'ddpm', whose mean is then the network's "

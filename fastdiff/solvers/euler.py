@@ -30,6 +30,11 @@ def churn(
     discriminator takes for fakes may have a larger S_churn (`guidance.Boosting`).
     """
     s, levels = level.sigma_ve, denoise.levels
+    if s == math.inf:
+        raise ValueError(
+            "process must have alpha > 0 at every level for solvers 'heun' and 'euler' (at alpha = 0, the t = 1 of a "
+            "flow, VE terms are infinite); use solver 'ddim'"
+        )
 
     def raised(amount: float) -> Level:
         gamma = min(amount / levels.steps, SQRT2_MINUS_1) if S_min <= s <= S_max else 0.0
