@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...errors import check_choice
+from ...errors import check_choice, check_count
 from ...solvers.ddpm import VARIANCES
 from ..chain import Chain
 from ..perturb import perturb
-from .likelihoods import discretized_gaussian_log_likelihood, normal_kl
+from .common import per_sample, reduce
+from .likelihoods import CDFS, discretized_gaussian_log_likelihood, normal_kl
 
 __all__ = ["PREDICTIONS", "Bound", "ReverseStep", "VBTerms", "calc_bpd", "prior_bpd", "reverse_step", "vb_terms"]
 
@@ -48,16 +49,6 @@ class Bound(NamedTuple):
     vb: Tensor
     xstart_mse: Tensor
     mse: Tensor
-
-
-def column(values: Tensor, like: Tensor) -> Tensor:
-    """[B] as [B, 1, ...] of `like`'s rank."""
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def mean_flat(values: Tensor) -> Tensor:
-    """[B, ...] to [B], the mean over each sample's elements."""
-    return values.flatten(1).mean(1)
 
 
 def check_step(x0: Tensor, t: Tensor, prediction: str, variance: str) -> None:
@@ -118,7 +109,7 @@ def reverse_step(
     raw, head = split_output(output.to(chain.dtype), x_t, variance)
 
     def at(name: str) -> Tensor:
-        return column(chain(name, t), x_t)
+        return per_sample(chain(name, t), x_t)
 
     c1, c2 = at("posterior_mean_coef1"), at("posterior_mean_coef2")
     if prediction == "eps":
@@ -163,17 +154,17 @@ def vb_terms(
     """
     step = reverse_step(output, x_t, t, chain, prediction=prediction, variance=variance, clip=clip)
     x0 = x0.to(chain.dtype)
-    c1, c2 = (column(chain(f"posterior_mean_coef{i}", t), x_t) for i in (1, 2))
+    c1, c2 = (per_sample(chain(f"posterior_mean_coef{i}", t), x_t) for i in (1, 2))
     divergence = normal_kl(
         c1 * x0 + c2 * x_t,
-        column(chain("posterior_log_variance_clipped", t), x_t),
+        per_sample(chain("posterior_log_variance_clipped", t), x_t),
         step.mean,
         step.log_variance,
     )
     decoded = discretized_gaussian_log_likelihood(
         x0, means=step.mean, log_scales=0.5 * step.log_variance, cdf=cdf, bins=bins
     )
-    nats = torch.where(t == 0, mean_flat(-decoded), mean_flat(divergence))
+    nats = torch.where(t == 0, reduce(-decoded, mean=True), reduce(divergence, mean=True))
     return VBTerms(nats / math.log(2), step.pred_xstart)
 
 
@@ -184,8 +175,9 @@ def prior_bpd(x0: Tensor, chain: Chain) -> Tensor:
         x0: [B, ...].
     """
     last = torch.full((len(x0),), chain.T - 1, device=chain.device)
-    mean = column(chain("sqrt_alphas_cumprod", last), x0) * x0.to(chain.dtype)
-    return mean_flat(normal_kl(mean, column(chain("log_one_minus_alphas_cumprod", last), x0), 0.0, 0.0)) / math.log(2)
+    mean = per_sample(chain("sqrt_alphas_cumprod", last), x0) * x0.to(chain.dtype)
+    nats = normal_kl(mean, per_sample(chain("log_one_minus_alphas_cumprod", last), x0), 0.0, 0.0)
+    return reduce(nats, mean=True) / math.log(2)
 
 
 @torch.no_grad()
@@ -217,6 +209,10 @@ def calc_bpd(
         cdf, bins: see `discretized_gaussian_log_likelihood`.
         cond: further arguments of the network, such as {"labels": labels}.
     """
+    check_step(x0, torch.zeros(len(x0), dtype=torch.int64), prediction, variance)
+    check_signal(chain, prediction)
+    check_choice("cdf", cdf, CDFS)
+    check_count("bins", bins, 2)
     seeded = noise.dtype == torch.int64
     wanted = (len(x0),) if seeded else (chain.T, *x0.shape)
     if noise.shape != wanted:
@@ -230,10 +226,10 @@ def calc_bpd(
         terms = vb_terms(
             output, x0, x_t, t, chain, prediction=prediction, variance=variance, clip=clip, cdf=cdf, bins=bins
         )
-        alpha = column(chain("sqrt_alphas_cumprod", t), x0)
-        eps = (x_t - alpha * terms.pred_xstart) / column(chain("sqrt_one_minus_alphas_cumprod", t), x0)
+        alpha = per_sample(chain("sqrt_alphas_cumprod", t), x0)
+        eps = (x_t - alpha * terms.pred_xstart) / per_sample(chain("sqrt_one_minus_alphas_cumprod", t), x0)
         errors = (terms.pred_xstart - x0).square(), (eps - z).square()
-        columns.append((terms.bpd, *map(mean_flat, errors)))
+        columns.append((terms.bpd, *(reduce(error, mean=True) for error in errors)))
     vb, xstart_mse, mse = (torch.stack(values, 1) for values in zip(*columns))
     prior = prior_bpd(x0, chain)
     return Bound(prior + vb.sum(1), prior, vb, xstart_mse, mse)

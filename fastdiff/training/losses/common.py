@@ -26,8 +26,10 @@ def check_levels(name: str, levels: Tensor, x0: Tensor, *, integer: bool = False
     """One level per sample, on the samples' device: float64, or int64 with `integer`.
 
     Raises:
-        ValueError: another shape, or another kind of number.
+        ValueError: another shape, or another kind of number; samples that are bare numbers.
     """
+    if x0.ndim < 2:
+        raise ValueError(f"x0 must be samples [B, ...], points [B, D] at least, got {list(x0.shape)}")
     kind = "an integer" if integer else "a floating"
     if levels.shape != x0.shape[:1] or levels.is_floating_point() == integer:
         raise ValueError(
@@ -53,7 +55,7 @@ def call(network: Network, x: Tensor, time: Tensor, cond: Mapping[str, Any] | No
     return output.to(dtype)
 
 
-def reduce(squares: Tensor, mean: bool) -> Tensor:
-    """[B]: the mean over each sample's elements, or half their sum (score-SDE's and NCSN's)."""
-    flat = squares.flatten(1)
+def reduce(values: Tensor, mean: bool) -> Tensor:
+    """[B] of [B, ...]: the mean over each sample's elements, or half their sum (score-SDE's and NCSN's)."""
+    flat = values.flatten(1)
     return flat.mean(1) if mean else 0.5 * flat.sum(1)

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...errors import check_choice
 from ..chain import Chain
 from ..perturb import perturb
-from .bound import check_signal, check_step, mean_flat, split_output, vb_terms
+from .bound import check_signal, check_step, split_output, vb_terms
+from .common import reduce
 
 __all__ = ["LOSSES", "WEIGHTINGS", "DDPMLosses", "ddpm_loss"]
 
@@ -115,7 +116,7 @@ def ddpm_loss(
         term = bound_term(output)
         return DDPMLosses(term * chain.T if loss == "rescaled_kl" else term)
     predicted, head = split_output(output, x0, variance)
-    mse = mean_flat((predicted - target).square())
+    mse = reduce((predicted - target).square(), mean=True)
     if weighting:
         mse = mse * _bound_weight(t, chain, prediction, variance)
     if head is None:

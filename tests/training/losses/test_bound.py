@@ -169,3 +169,20 @@ def test_what_is_refused():
         vb_terms(x0, x0, x0, t[:2], chain)
     with pytest.raises(ValueError, match="alpha = 0: no x_0 follows from eps"):
         calc_bpd(half_known, x0, Chain(VP([0.2, 1.0])), torch.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prediction": "score"}, "prediction must be"),
+        ({"variance": "small"}, "variance must be"),
+        ({"cdf": "erf"}, "cdf must be"),
+        ({"bins": 1}, "bins must be"),
+    ],
+)
+def test_a_bound_is_refused_before_any_evaluation(options, message):
+    def network(x: Tensor, time: Tensor) -> Tensor:
+        raise AssertionError("the network was called")
+
+    with pytest.raises(ValueError, match=message):
+        calc_bpd(network, torch.zeros(4, 2), Chain(VP.linear(50), "3"), torch.arange(4), **options)

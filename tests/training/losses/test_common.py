@@ -134,3 +134,9 @@ def test_levels_of_another_kind_are_refused(name):
 def test_output_of_another_shape_is_refused(name):
     with pytest.raises(ValueError, match=r"^network must return the shape of its input, \[3, 2, 5, 3\], got \[3, 4, 5"):
         run(name, samples(), SEEDS, network=lambda x, time: torch.cat([x, x], 1))
+
+
+@each_loss
+def test_samples_that_are_bare_numbers_are_refused(name):
+    with pytest.raises(ValueError, match=r"x0 must be samples \[B, \.\.\.\]"):
+        run(name, torch.zeros(3), SEEDS)
