@@ -17,6 +17,8 @@ from .samples import DataError
 
 __all__ = ["Archive", "open_archive"]
 
+_MOST_BYTES = 2**30  # of a member: more is no image, but would fill the memory before its decoder can say so
+
 
 class Archive:
     """The images of a zip file, ordered by name. Every process opens the file for itself."""
@@ -36,7 +38,12 @@ class Archive:
     def read(self, index: int) -> tuple[Tensor, int]:
         name = self.names[index]
         try:
+            size = self._file().getinfo(name).file_size
+            if size > _MOST_BYTES:
+                raise BadSample(f"has {size} bytes, more than {_MOST_BYTES}")
             data = self._file().read(name)
+        except BadSample:
+            raise
         except Exception as error:  # zipfile raises BadZipFile, OSError, zlib.error, RuntimeError, NotImplementedError
             raise BadSample(f"cannot be read ({error})") from None
         pixels = decode(io.BytesIO(data), PurePosixPath(name).suffix.lower(), *self.fit)

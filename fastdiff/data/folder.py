@@ -15,6 +15,7 @@ from .samples import DataError, NoSplitError
 __all__ = ["Folder", "is_image", "labels_of", "open_folder"]
 
 LABEL_FILE = "dataset.json"
+_MOST_CLASSES = 2**31
 SPLITS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}  # what a split may be called
 
 
@@ -60,7 +61,11 @@ def open_folder(root: Path, split: str, fit: tuple[int | None, int | None]) -> t
     others = 0
     names = []
     seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror or error})")
+
+    for folder, below, files in os.walk(root, onerror=refuse, followlinks=True):
         here = os.stat(folder)
         if (here.st_dev, here.st_ino) in seen:  # a link back
             below.clear()
@@ -106,7 +111,7 @@ def labels_of(source: str, names: Sequence[str], text: bytes | None) -> tuple[li
         (class of each image or None, number of classes).
 
     Raises:
-        DataError: the JSON cannot be used, or an image has no label or none that is an integer of at least 0.
+        DataError: the JSON cannot be used, or an image has no label or none that is an integer from 0 to 2^31 - 1.
     """
     if text is None:
         tops = [name.split("/", 1)[0] if "/" in name else None for name in names]
@@ -128,7 +133,8 @@ def labels_of(source: str, names: Sequence[str], text: bytes | None) -> tuple[li
         if name not in known:
             raise DataError(f"{where}: no label for {name} ({sum(n not in known for n in names)} images lack one)")
         label = known[name]
-        if isinstance(label, bool) or not isinstance(label, int) or label < 0:
-            raise DataError(f"{where}: the label of {name} must be an integer of at least 0, got {label!r}")
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < _MOST_CLASSES:
+            wanted = f"an integer from 0 to {_MOST_CLASSES - 1}"
+            raise DataError(f"{where}: the label of {name} must be {wanted}, got {label!r}")
         labels.append(label)
     return labels, max(labels) + 1

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 __all__ = ["SUFFIXES", "BadSample", "channels_last", "decode", "pixels"]
@@ -43,8 +43,8 @@ def pixels(image: Any, size: int | None = None, channels: int | None = None) -> 
     """An image as a tensor.
 
     Args:
-        image: a Pillow image of 8 bits a channel; an array or tensor, uint8 [H, W], [H, W, C] or [C, H, W], or
-            floating [C, H, W] in [-1, 1] or [D].
+        image: a Pillow image of 8 bits a channel (its first frame, turned as its EXIF says); an array or tensor, uint8
+            [H, W], [H, W, C] or [C, H, W], or floating [C, H, W] in [-1, 1] or [D].
         size: crop the largest square at the centre and resize it (Lanczos) to size x size; default as it is.
         channels: 1 or 3: convert to grey or RGB (transparency is dropped); default as it is.
 
@@ -78,6 +78,7 @@ def pixels(image: Any, size: int | None = None, channels: int | None = None) -> 
     if image.mode not in _NATIVE and (channels is None or image.mode.startswith(("I", "F"))):
         how = "convert it to 8 bits" if image.mode.startswith(("I", "F")) else "channels=3 or channels=1 converts it"
         raise BadSample(f"mode {image.mode} where 8-bit grey or RGB is wanted ({how})")
+    image = ImageOps.exif_transpose(image)
     mode = _MODES[_NATIVE[image.mode] if channels is None else channels]
     if image.mode != mode:
         image = image.convert(mode)

@@ -84,6 +84,7 @@ class Lazy(Samples):
 
     def take(self, indices: Sequence[int] | Tensor, workers: int = 0) -> tuple[Tensor, Tensor]:
         wanted = as_index(indices, self.count).tolist()
+        self.note({})  # a set that was found unusable stays so
         if self.first is None:  # decided by the order of the files, not by a race
             self._read(0)
         found = list(_pool(workers).map(self._read, wanted)) if workers else [self._read(index) for index in wanted]
