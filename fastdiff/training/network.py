@@ -13,13 +13,13 @@ from ..models.mlp import MLP
 from ..models.unet import UNet
 from .objectives import Objective
 
-__all__ = ["open_network"]
+__all__ = ["build_network"]
 
 # What a network of this package does where an objective asks for nothing else.
 _DEFAULTS = {"learned_variance": False, "time_scale": 250.0, "log_time": False, "scale_by_sigma": False}
 
 
-def open_network(config: TrainConfig, shape: tuple[int, ...], classes: int, objective: Objective) -> nn.Module:
+def build_network(config: TrainConfig, shape: tuple[int, ...], classes: int, objective: Objective) -> nn.Module:
     """The network for samples of that shape, on the CPU; torch's global generator decides fresh weights.
 
     Args:

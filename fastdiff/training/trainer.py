@@ -15,7 +15,7 @@ from ..data.augment import Augment, flip
 from ..models.io import save
 from .batches import Batches, mix
 from .ema import save_snapshots
-from .network import open_network
+from .network import build_network
 from .objectives import make_objective
 from .parallel import unsynchronised
 from .perturb import sample_seeds
@@ -94,7 +94,7 @@ class Trainer(TrainingRun):
         with torch.random.fork_rng(self.rng_devices()):
             torch.manual_seed(mix(config.seed, "weights", 0))
             classes = self.data.classes if self.conditional else 0
-            model: Any = open_network(config, self.data.sample_shape, classes, self.objective).to(self.device).train()
+            model: Any = build_network(config, self.data.sample_shape, classes, self.objective).to(self.device).train()
         model.metadata = self.objective.metadata()
         self._told = bool(model.config.get("augment_dim"))  # what is done to a sample
         if config.channels_last:
