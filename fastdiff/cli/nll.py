@@ -128,6 +128,8 @@ def _data(flags: dict[str, Any], model: Any, device: torch.device) -> tuple[Tens
         raise CliError(f"--data: {error}") from None
     if tuple(images.shape[1:]) != tuple(model.sample_shape):
         raise CliError(f"--data: samples are {list(images.shape[1:])}, the network's {list(model.sample_shape)}")
+    if len(images) < 2:
+        raise CliError(f"--data must have at least 2 samples for a standard error, got {len(images)}")
     classes, label = getattr(model, "label_dim", 0), flags["label"]
     if (label is not None and (flags["unconditional"] or label >= classes)) or (flags["unconditional"] and not classes):
         raise CliError(f"--class and --unconditional: one of them, for a network with classes (this has {classes})")
@@ -197,11 +199,11 @@ def _row(method: str, parts: list[_Part], flags: dict[str, Any]) -> dict[str, An
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """One line a method. "of it probes": the standard error that more probes would take away."""
-    lines = [f"{'method':<8}{'bits/dim':>10}{'std error':>11}{'of it probes':>14}{'probes':>8}{'nfe':>8}"]
+    lines = [f"{'method':<8}{'bits/dim':>10} {'std error':>10} {'of it probes':>13} {'probes':>7} {'nfe':>7}"]
     for row in rows:
         probe = "-" if row["probe_error"] is None else f"{row['probe_error']:.4f}"
         lines.append(
-            f"{row['method']:<8}{row['bits_per_dim']:>10.4f}{row['standard_error']:>11.4f}{probe:>14}"
-            f"{row['probes'] or '-':>8}{row['nfe']:>8.0f}"
+            f"{row['method']:<8}{row['bits_per_dim']:>10.4f} {row['standard_error']:>10.4f} {probe:>13} "
+            f"{row['probes'] or '-':>7} {row['nfe']:>7.0f}"
         )
     return "\n".join(lines)

@@ -75,6 +75,9 @@ def open_sampler(flags: dict[str, Any], epsilon_scale: Any = 1.0) -> Opened:
         model = open_network(flags["network"], device)
     except ModelFileError as error:
         raise CliError(f"--network: {error}") from None
+    if len(model.sample_shape) != 3:
+        shape = list(model.sample_shape)
+        raise CliError(f"--network must draw images, got one of samples {shape} (fastdiff.opening.network_sampler)")
     weights: dict[str, Any] = {name: flags[name] for name in _WEIGHTS if flags[name] is not None}
     given = {name: flags[name] for name in _SOLVER if flags[name] is not None}
     settings = {**default_settings(model), **given}

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..arguments import conditioning
 from ..denoiser import require_shape, split_variance
 from ..errors import check_finite, check_positive
-from ..prediction import Prediction, get_prediction
+from ..prediction import Prediction, PreviousX, get_prediction
 from ..process import VE, VP, Level, Process, get_process
 from ..sde import SDE
 from .integration import Solved, integrate
@@ -135,6 +135,10 @@ def nll_network(
     """
     check_finite("offset", offset)
     path, predicts = _Path(get_process(process), sigma_min, sigma_max), get_prediction(prediction)
+    if isinstance(predicts, PreviousX):
+        raise ValueError(
+            f"prediction must say x_0 at every level for the ODE (nll_bound takes others), got {predicts.name!r}"
+        )
     batch = len(_checked_data(x))
     kwargs = conditioning(cond, labels, batch, getattr(model, "label_dim", None), x.device)
 

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from fastdiff.cli import main
+from fastdiff.cli.nll import _table
 from fastdiff.likelihood import dequantise, nll_bound, nll_network
 from fastdiff.models import load
 from fastdiff.prediction import EDMPrediction
@@ -153,6 +154,20 @@ def test_mistakes_are_refused_in_one_line(flags, message, network, data):
     (line,) = result.stderr.splitlines()
     assert line.startswith("fastdiff: error: ")
     assert message in line
+
+
+def test_a_standard_error_needs_two_samples(network, data, tmp_path):
+    images, labels = (array[:1] for array in np.load(data).values())
+    np.savez(tmp_path / "one.npz", images=images, labels=labels)
+    result = nll(f"--network={network}", f"--data={tmp_path / 'one.npz'}", *QUICK)
+    assert result.exit_code == 2
+    assert "at least 2 samples for a standard error, got 1" in result.stderr
+
+
+def test_large_figures_stay_apart():
+    row = {"method": "bound", "bits_per_dim": 1.25e9, "standard_error": 6.5e8, "probe_error": None, "probes": None}
+    _, line = _table([{**row, "nfe": 5.0}]).splitlines()
+    assert line.split() == ["bound", "1250000000.0000", "650000000.0000", "-", "-", "5"]
 
 
 def test_classes_must_come_from_somewhere(network, data, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastdiff.cli import main
 from fastdiff.exposure.choice import Calibration, Candidate
-from fastdiff.models import Discriminator, UNet, save
+from fastdiff.models import MLP, Discriminator, UNet, save
 
 
 def make_network(path, metadata=None, scale=0.05, **config):
@@ -134,6 +134,14 @@ def test_refuses_damaged_and_undescribed_networks(network, tmp_path):
         (line,) = result.stderr.splitlines()
         assert wanted in line
         assert path in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_a_network_of_points(tmp_path):
+    save(tmp_path / "points.safetensors", MLP(width=8, embedding=8), {"prediction": "edm", "sigma_data": 0.5})
+    result = sample(tmp_path / "points.safetensors", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "--network must draw images, got one of samples [2]" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -320,6 +320,7 @@ BAD = [
     ({"sigma_min": 90.0}, "sigma_min must be below sigma_max"),
     ({"process": VP.linear(30), "prediction": "eps", "sigma_max": 1e9}, "must be within the process's"),
     ({"offset": math.nan}, "offset must be finite"),
+    ({"process": VP.linear(30), "prediction": "previous_x"}, "prediction must say x_0 at every level"),
 ]
 
 
