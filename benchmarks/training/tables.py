@@ -272,5 +272,8 @@ def picture(table: Table) -> bytes:
         ax.set_xticks(table.steps, [str(steps) for steps in table.steps])
         ax.minorticks_off()
         ax.set_xlabel("ancestral steps")
+    low, high = left.get_ylim()
+    ticks = [tick for power in (0.1, 1, 10, 100) for n in (1, 2, 3, 5) if low < (tick := n * power) < high]
+    left.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     left.legend(fontsize=8, frameon=False)
     return png(figure)
