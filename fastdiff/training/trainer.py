@@ -73,8 +73,12 @@ class Trainer(TrainingRun):
         if config.batch < self.group.world * config.accumulation:
             least = self.group.world * config.accumulation
             raise ConfigError(f"batch must be at least {least} (processes times accumulation), got {config.batch}")
-        if config.compile and config.objective.name in ("ssm", "ssm_vr"):
-            raise ConfigError(f"compile must be false for {config.objective.name}: it differentiates twice")
+        if config.objective.name in ("ssm", "ssm_vr"):
+            why = f"for {config.objective.name}: it differentiates twice"
+            if config.compile:
+                raise ConfigError(f"compile must be false {why}")
+            if self.group.sharded:
+                raise ConfigError(f"parallel must be ddp {why}")
         with self.group.first_goes_ahead():
             self.data = self._open("train") if data is None else data
             self.heldout = heldout if heldout is not None or data is not None else self._test_split()

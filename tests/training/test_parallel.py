@@ -143,6 +143,8 @@ def test_refusals(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     with pytest.raises(ConfigError, match="amp must be bfloat16 or none with parallel=fsdp"):
         Trainer(load_train_config(None, [*OVERRIDES, "amp=float16", "parallel=fsdp"]), tmp_path / "out")
+    with pytest.raises(ConfigError, match="parallel must be ddp for ssm: it differentiates twice"):
+        Trainer(load_train_config(None, ["objective.name=ssm", "parallel=fsdp"]), tmp_path / "out")
     with pytest.raises(ConfigError, match="batch must be at least 40"):
         Trainer(load_train_config(None, [*OVERRIDES, "accumulation=20"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
