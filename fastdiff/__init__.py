@@ -13,7 +13,6 @@ from .prediction import EDMPrediction, Prediction
 from .process import EDM, VE, VP, Process
 from .sampler import Sampler, StepInfo
 
-
 _ROOMS = (
     *("continuous", "data", "evaluation", "exposure", "guidance", "likelihood", "models", "presets", "sde", "sweep"),
     "training",

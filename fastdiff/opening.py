@@ -12,7 +12,14 @@ from .prediction import EDMPrediction, Prediction, get_prediction
 from .process import EDM, VE, VP, Process
 from .sampler import Sampler
 
-__all__ = ["default_settings", "network_sampler", "open_device", "open_discriminator", "open_network"]
+__all__ = [
+    "default_settings",
+    "fill_settings",
+    "network_sampler",
+    "open_device",
+    "open_discriminator",
+    "open_network",
+]
 
 
 def open_device(name: str) -> torch.device:
@@ -96,6 +103,13 @@ def default_settings(model: Any) -> dict[str, Any]:
         limits = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
         return {"solver": "heun", "steps": 18, **({"rho": 7.0} if isinstance(process, EDM) else {}), **limits}
     return {"solver": "ddpm", "steps": 100} if isinstance(process, VP) else {"solver": "ddim", "steps": 50}
+
+
+def fill_settings(config: Any, model: Any) -> None:
+    """Sets what `default_settings` names, where a configuration leaves it out (None)."""
+    for name, value in default_settings(model).items():
+        if getattr(config, name) is None:
+            setattr(config, name, value)
 
 
 def _reading(described: dict[str, Any]) -> tuple[Process, Prediction]:

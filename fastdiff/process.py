@@ -71,7 +71,7 @@ class Levels(Sequence[Level]):
 
 
 class Process:
-    """What a solver and the sampler need to know of a process; subclasses: VE, EDM, VP; in `continuous`: Flow, SDEProcess."""
+    """What a solver and the sampler need to know of a process: VE, EDM, VP; in `continuous`, Flow and SDEProcess."""
 
     integer_time = False
     explicit = "sigmas"  # what its levels are given as: "sigmas" or "timesteps"

@@ -14,7 +14,7 @@ from ..config import ConfigError, load_config
 from ..data import load as load_data
 from ..errors import check_choice
 from ..guidance import DiscriminatorGuidance
-from ..opening import network_sampler, open_discriminator, open_network
+from ..opening import fill_settings, network_sampler, open_discriminator, open_network
 from ..sampler import Sampler
 from .schedules import epsilon_scales
 
@@ -31,16 +31,16 @@ class ExposureConfig:
     split: str = "train"  # ... and train or test
     seeds: str = "0-999"  # one per pair of a sample and a datum: 0-999 or 1,5,7-9
 
-    solver: str = "heun"
-    steps: int = 18
+    solver: str | None = None  # by default what suits the network: EDM heun, 18 steps; a chain ddpm, 100
+    steps: int | None = None
     epsilon_scale: Any = 1.0  # lambda: a number, one per step, or a file of `fastdiff calibrate`
     discriminator: str | None = None  # a file of `fastdiff train-discriminator`: guide with it
     w_1st: float = 2.0  # its weight in a step's first evaluation
     w_2nd: float = 0.0  # ... and in its second
 
-    rho: float = 7.0
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    rho: float | None = None  # default: EDM 7, 0.002 and 80; other networks have no such limits
+    sigma_min: float | None = None
+    sigma_max: float | None = None
     S_churn: float | None = None
     S_min: float | None = None
     S_max: float | None = None
@@ -82,13 +82,14 @@ def load_exposure_config(file: str | Path | None = None, changes: Mapping[str, A
 
 
 def open_exposure(config: ExposureConfig, device: torch.device) -> Exposure:
-    """The sampler and the data of a configuration; nothing is run.
+    """The sampler and the data of a configuration, whose open settings are filled in; nothing is run.
 
     Raises:
         ConfigError, ModelFileError, ModuleNotFoundError, ValueError, TypeError, OSError: what cannot be used.
     """
     check_choice("split", config.split, ("train", "test"))
     model = open_network(config.network, device)
+    fill_settings(config, model)
     digests, guidance = {"network": model.metadata["digest"]}, None
     if config.discriminator is not None:
         judge = open_discriminator(config.discriminator, model, device)

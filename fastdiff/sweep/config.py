@@ -12,7 +12,7 @@ import torch
 from ..config import ConfigError, load_config
 from ..data import load as load_data
 from ..errors import check_choice, check_count
-from ..opening import network_sampler, open_device, open_discriminator, open_network
+from ..opening import fill_settings, network_sampler, open_device, open_discriminator, open_network
 from .cells import grid
 from .runner import Sweep
 
@@ -44,9 +44,9 @@ class SweepConfig:
     first_seed: int = 0  # range r: first_seed + r * samples and following
     batch: int = 250
 
-    rho: float = 7.0
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    rho: float | None = None  # default: EDM 7, 0.002 and 80; other networks have no such limits
+    sigma_min: float | None = None
+    sigma_max: float | None = None
     S_min: float | None = None
     S_max: float | None = None
     S_noise: float | None = None
@@ -87,6 +87,7 @@ def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> 
     if config.device == "auto" and device.type == "cuda":
         device = torch.device("cuda", local_rank)
     model = open_network(config.network, device)
+    fill_settings(config, model)
     discriminator = None
     if config.discriminator is not None:
         discriminator = open_discriminator(config.discriminator, model, device)

@@ -118,6 +118,26 @@ def test_unknown_keys_other_networks_and_classes_are_refused(network, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+CHAIN = {"prediction": "eps", "process": {"name": "vp", "betas": "linear", "T": 50}, "variance": "fixed_small"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "solver"),
+    [
+        (CHAIN, "ddpm"),
+        ({"prediction": "eps", "process": {"name": "sde", "sde": "vp"}}, "ddim"),
+        ({"prediction": "flow", "process": {"name": "flow"}}, "ddim"),
+    ],
+    ids=["chain", "sde", "flow"],
+)
+def test_networks_of_other_processes(metadata, solver, tmp_path):
+    network = make_network(tmp_path / "other.safetensors", metadata)
+    result = exposure(network, tmp_path / "out", "--steps=3")
+    assert result.exit_code == 0, result.output
+    described = json.loads((tmp_path / "out/config.json").read_text())
+    assert (described["solver"], described["steps"], described["sigma_min"]) == (solver, 3, None)
+
+
 def test_a_diverging_network_fails_in_one_line_with_nothing_left_behind(tmp_path):
     wild = make_network(tmp_path / "wild.safetensors", scale=1e6, label_dim=10)
     result = exposure(wild, tmp_path / "out")
