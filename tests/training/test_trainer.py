@@ -214,8 +214,11 @@ def spoil(trainer, iterations):
     trainer.backward = spoilt
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
-    trainer = Trainer(small("iterations=6", "log_every=1", "ema=[0.9,0.5]", "posthoc_ema=0.1"), tmp_path)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(optimizer, tmp_path):
+    averages = ("ema=[0.9,0.5]", "posthoc_ema=0.1")
+    decay = (f"optimizer={optimizer}", "weight_decay=0.1")
+    trainer = Trainer(small("iterations=6", "log_every=1", *averages, *decay), tmp_path)
     spoil(trainer, {2, 4})
     trainer.run(until=2, progress=False)
     before = {name: tensor.clone() for name, tensor in trainer._state().items()}
