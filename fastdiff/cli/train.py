@@ -37,7 +37,7 @@ def command(
     Several GPUs: `torchrun --nproc-per-node 8 -m fastdiff.cli train ...`.
     """
     from ..config import load_train_config
-    from ..data import DataError
+    from ..data import DataError, WorkerError
     from ..models import read_metadata
     from ..training import Trainer
     from ..training.presets import get, table
@@ -60,7 +60,7 @@ def command(
             say(f"no checkpoint in {outdir}: from the beginning", err=True)
         for name, reason in list(trainer.data.bad.items())[:5]:
             say(f"unusable: {name}: {reason} ({len(trainer.data.bad)} in all)", err=True)
-        with running(outdir, FloatingPointError, DataError, RuntimeError):
+        with running(outdir, FloatingPointError, DataError, WorkerError):
             if dry_run:
                 tried = trainer.try_step()
                 say(f"one iteration: loss {tried['loss']:.4f}, gradient norm {tried['grad_norm']:.4f}")

@@ -6,7 +6,7 @@ from .augment import AUGMENT_LABELS, Augment, flip
 from .digits import DATASETS, Images, digits8, digits16, load
 from .feed import Feed, fetch
 from .points import POINT_SETS, draw_points, point_set
-from .samples import DataError, InMemory, NoSplitError, Samples
+from .samples import DataError, InMemory, NoSplitError, Samples, WorkerError
 from .sources import open_dataset
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "InMemory",
     "NoSplitError",
     "Samples",
+    "WorkerError",
     "digits8",
     "digits16",
     "draw_points",

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import check_count
 from .lazy import Lazy
-from .samples import DataError, InMemory, Samples, scaled
+from .samples import DataError, InMemory, Samples, WorkerError, scaled
 
 __all__ = ["Feed", "fetch"]
 
@@ -74,7 +74,7 @@ class Feed:
 
         Raises:
             DataError, IndexError: see `fetch`.
-            RuntimeError: a worker was killed.
+            WorkerError: a worker was killed.
         """
         if not self.workers:
             return fetch(self.dataset, self.order(iteration), device=self.device)
@@ -88,7 +88,7 @@ class Feed:
             if "exited unexpectedly" not in str(failure):
                 raise
             message = f"{self.dataset.name}: a worker that reads the samples of iteration {iteration} was killed"
-            raise RuntimeError(f"{message} (out of memory?); with workers=0 this process reads them") from None
+            raise WorkerError(f"{message} (out of memory?); with workers=0 this process reads them") from None
         self._next = iteration + 1
         if isinstance(self.dataset, Lazy):
             self.dataset.note(bad)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["DataError", "InMemory", "NoSplitError", "Samples", "as_index", "scaled"]
+__all__ = ["DataError", "InMemory", "NoSplitError", "Samples", "WorkerError", "as_index", "scaled"]
 
 
 class DataError(ValueError):
@@ -17,6 +17,10 @@ class DataError(ValueError):
 
 class NoSplitError(DataError):
     """A data set that can be used, but has no such split."""
+
+
+class WorkerError(RuntimeError):
+    """A process that read samples was killed."""
 
 
 def scaled(values: Tensor) -> Tensor:

@@ -257,7 +257,7 @@ class TrainingRun:
                 where = f"; {saved[-1]} is the last checkpoint" if saved else ""
                 raise FloatingPointError(
                     f"loss {loss}, gradient norm {norm} at iteration {number}, the last of {self._row} in a row that "
-                    f"are not finite; try a lower learning_rate{where}"
+                    f"are not finite; try a lower learning_rate in a new run{where}"
                 )
         used = [(loss, norm) for loss, norm, skip in values if not skip]
         loss, norm = (sum(column) / len(used) for column in zip(*used)) if used else (math.nan, math.nan)

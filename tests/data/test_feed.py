@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from fastdiff.data import DataError, Feed, fetch, open_dataset
+from fastdiff.data import DataError, Feed, WorkerError, fetch, open_dataset
 
 from .conftest import edm_files, random_images, write_zip
 
@@ -89,7 +89,7 @@ def test_too_many_bad_samples():
 
 def test_a_killed_worker_is_said():
     feed = Feed(opened("killed"), lambda iteration: [iteration + 2], workers=1, ahead=1)
-    with pytest.raises(RuntimeError, match=r"Odd: a worker that reads the samples of iteration \d was killed"):
+    with pytest.raises(WorkerError, match=r"Odd: a worker that reads the samples of iteration \d was killed"):
         for iteration in range(5):
             feed(iteration)
 
