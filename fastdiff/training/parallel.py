@@ -106,7 +106,9 @@ class Group:
                     for child in module:
                         if not isinstance(child, nn.ModuleList):
                             fully_shard(child, mesh=mesh)
-            fully_shard(network, mesh=mesh)
+            # By default the outermost keeps its parameters whole after a forward pass that no backward pass follows, as
+            # those of averages are.
+            fully_shard(network, mesh=mesh, reshard_after_forward=True)
         return network
 
     def duplicate(self, network: nn.Module) -> nn.Module:
