@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -100,6 +101,7 @@ class Objective:
         """How the network's output is read, for its model file; JSON."""
         raise NotImplementedError
 
+    @cached_property
     def perturbation(self) -> dict[str, Any]:
         """Input perturbation of the continuous objectives: one number at every level."""
         gamma = input_perturbation(self.config.gamma, 2)
@@ -125,7 +127,7 @@ class EDMObjective(Objective):
 
     def sample_loss(self, network, x0, levels, noise, cond):  # type: ignore[no-untyped-def]
         return losses.edm_loss(
-            network, x0, levels, noise, sigma_data=self.config.sigma_data, cond=cond, **self.perturbation()
+            network, x0, levels, noise, sigma_data=self.config.sigma_data, cond=cond, **self.perturbation
         )
 
     def network_options(self) -> dict[str, Any]:
@@ -200,7 +202,7 @@ class FlowObjective(Objective):
         return samplers.UniformTime(0.0, 1.0, antithetic=name == "antithetic")
 
     def sample_loss(self, network, x0, levels, noise, cond):  # type: ignore[no-untyped-def]
-        return losses.flow_loss(network, x0, levels, noise, cond=cond, **self.perturbation())
+        return losses.flow_loss(network, x0, levels, noise, cond=cond, **self.perturbation)
 
     def network_options(self) -> dict[str, Any]:
         return {"time_scale": 1000.0}
@@ -243,7 +245,7 @@ class SDEObjective(Objective):
             reduce_mean=config.reduce_mean,
             likelihood_weighting=config.likelihood_weighting,
             cond=cond,
-            **self.perturbation(),
+            **self.perturbation,
         )
 
     def network_options(self) -> dict[str, Any]:
@@ -300,7 +302,7 @@ class SMLDObjective(_Ladder):
             self.sde,
             reduce_mean=self.config.reduce_mean,
             cond=cond,
-            **self.perturbation(),
+            **self.perturbation,
         )
 
 
@@ -320,7 +322,7 @@ class ChainObjective(Objective):
 
     def sample_loss(self, network, x0, levels, noise, cond):  # type: ignore[no-untyped-def]
         return losses.sde_ddpm_loss(
-            network, x0, levels, noise, self.sde, reduce_mean=self.config.reduce_mean, cond=cond, **self.perturbation()
+            network, x0, levels, noise, self.sde, reduce_mean=self.config.reduce_mean, cond=cond, **self.perturbation
         )
 
     def network_options(self) -> dict[str, Any]:
@@ -339,7 +341,7 @@ class DSMObjective(_Ladder):
     def sample_loss(self, network, x0, levels, noise, cond):  # type: ignore[no-untyped-def]
         power = self.config.anneal_power
         return losses.dsm_loss(
-            network, x0, self.sigmas[levels], noise, anneal_power=power, cond=cond, **self.perturbation()
+            network, x0, self.sigmas[levels], noise, anneal_power=power, cond=cond, **self.perturbation
         )
 
 
@@ -350,7 +352,7 @@ class SSMObjective(_Ladder):
     reads = ("sigma_min", "sigma_max", "noise_levels", "particles")
 
     def sample_loss(self, network, x0, levels, noise, cond):  # type: ignore[no-untyped-def]
-        if self.perturbation():
+        if self.perturbation:
             raise ConfigError(f"objective.gamma must be 0 for {self.config.name}, got {self.config.gamma}")
         loss = losses.ssm_vr_loss if self.config.name == "ssm_vr" else losses.ssm_loss
         return loss(network, x0, self.sigmas[levels], noise, particles=self.config.particles, cond=cond)

@@ -123,7 +123,8 @@ class Trainer(TrainingRun):
     def backward(self) -> Tensor:
         config, world = self.config, self.group.world
         share = self.group.share(config.batch)
-        x0, levels, weights, seeds, conditions = self._batch(share)
+        x0, everywhere, all_weights, seeds, conditions = self._batch(share)
+        levels, weights = self._moved(everywhere[share]), self._moved(all_weights[share])
         total = torch.zeros((), device=self.device)
         values: list[Tensor] = []
         parts = torch.arange(len(x0)).tensor_split(config.accumulation)
@@ -140,31 +141,26 @@ class Trainer(TrainingRun):
             total += loss.detach()
             values.append(value.detach())
         if self._adaptive:
-            everything = self._draw()[0]
-            self.objective.update(everything, self.group.gather(torch.cat(values), config.batch))
+            self.objective.update(everywhere, self.group.gather(torch.cat(values), config.batch))
         return self.group.sum(total) / world
 
-    def _draw(self) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Levels and weights of the iteration's whole batch, on the CPU, and the generator that made them."""
-        generator = torch.Generator().manual_seed(mix(self.config.seed, "iteration", self.iteration))
-        return *self.objective.draw(self.config.batch, generator), generator
-
     def _batch(self, share: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """A share of the iteration's batch: samples, levels, weights, noise seeds, the network's conditions."""
+        """An iteration's share: samples, levels and weights (of the whole batch, on the CPU), noise seeds, conditions."""
         config, count = self.config, self.config.batch
-        levels, weights, generator = self._draw()
+        generator = torch.Generator().manual_seed(mix(config.seed, "iteration", self.iteration))
+        levels, weights = self.objective.draw(count, generator)
         hidden = torch.rand(count, generator=generator) < config.label_dropout
-        seeds = sample_seeds(self._noise_key, self.iteration * count, count, "cpu")
         x0, labels = self.feed(self.iteration)
-        own = self._moved(seeds[share])
+        first = self.iteration * count + share.start
+        seeds = sample_seeds(self._noise_key, first, share.stop - share.start, self.device)
         cond: dict[str, Tensor] = {}
         if self.conditional:
             cond["labels"] = labels.masked_fill(self._moved(hidden[share]), -1)
         if config.flip:
-            x0 = flip(x0, own)
+            x0 = flip(x0, seeds)
         if self._told:
-            x0, cond["augment_labels"] = Augment(config.augment)(x0, own)
-        return x0, self._moved(levels[share]), self._moved(weights[share]), own, cond
+            x0, cond["augment_labels"] = Augment(config.augment)(x0, seeds)
+        return x0, levels, weights, seeds, cond
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """A tensor of the CPU on the device, without waiting for it."""

@@ -5,27 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastdiff.config import ConfigError, load_train_config
+from fastdiff.config import ConfigError
 from fastdiff.models import ModelFileError, UNet, load, save
 from fastdiff.training import Trainer
 
+from .runs import flat, small, trained
+
 pytest.importorskip("sklearn")
-
-SMALL = ["data=digits8", "model.width=8", "model.patch=1", "model.embedding=16", "batch=32", "warmup=5"]
-
-
-def small(*overrides):
-    return load_train_config(None, [*SMALL, *overrides])
-
-
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def trained(folder, *overrides, iterations=3, **given):
-    trainer = Trainer(small(f"iterations={iterations}", *overrides), folder, **given)
-    trainer.run(progress=False)
-    return trainer
 
 
 def test_fine_tuning_begins_with_the_weights_of_a_file(tmp_path):

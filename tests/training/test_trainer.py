@@ -17,29 +17,11 @@ from fastdiff.training import Trainer
 from fastdiff.training.log import read_log
 
 from ..tolerances import TRAINING_SPLIT
+from .runs import flat, small, trained
 
 pytest.importorskip("sklearn")
 
-SMALL = [
-    *("data=digits8", "model.width=8", "model.patch=1", "model.embedding=16", "batch=32", "iterations=36", "warmup=5"),
-    *("log_every=4", "evaluate_every=8", "checkpoint_every=10"),
-]
-
 PICTURES = ["sample_every=2", "samples=16", "reference=test"]
-
-
-def small(*overrides):
-    return load_train_config(None, [*SMALL, *overrides])
-
-
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def trained(folder, *overrides, iterations=3, **given):
-    trainer = Trainer(small(f"iterations={iterations}", *overrides), folder, **given)
-    trainer.run(progress=False)
-    return trainer
 
 
 def test_the_seed_decides_everything_and_global_randomness_nothing(tmp_path):
