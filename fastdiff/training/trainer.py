@@ -145,7 +145,7 @@ class Trainer(TrainingRun):
         return self.group.sum(total) / world
 
     def _batch(self, share: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """An iteration's share: samples, levels and weights (of the whole batch, on the CPU), noise seeds, conditions."""
+        """A share: samples, levels and weights (of the whole batch, on the CPU), noise seeds, the conditions."""
         config, count = self.config, self.config.batch
         generator = torch.Generator().manual_seed(mix(config.seed, "iteration", self.iteration))
         levels, weights = self.objective.draw(count, generator)
