@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import ddpm_family, dg_family, edm_family, likelihood_family, loss_family, score_family, tables, ts_family
+from . import (
+    ddpm_family,
+    dg_family,
+    edm_family,
+    kdiff_family,
+    likelihood_family,
+    loss_family,
+    score_family,
+    tables,
+    ts_family,
+)
 from .cases import Case
 
 # Families that are tables of numbers, or losses: runner(case).
@@ -28,6 +38,7 @@ ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {
     ("edm", "model"): edm_family.check_model,  # its guidance arrays: dg_family.check_model
     ("edm", "edm"): edm_family.check,
     ("edm", "es"): edm_family.check,
+    ("edm", "kdiff"): kdiff_family.check,
     ("edm", "dg"): dg_family.check,
     ("edm", "sedm"): dg_family.check,
     ("edm", "sedm_b"): dg_family.check_other_reading,
@@ -50,6 +61,8 @@ def postponed(case: Case) -> str | None:
         others = [f"{name}={a[name]}" for name, value in wanted.items() if a.get(name, value) != value]
         if others:
             return "epsilon scaling on another discretisation: " + ", ".join(others)
+    if (case.folder, case.family) == ("edm", "kdiff") and kdiff_family.rule_of(case) is None:
+        return f"no rule for k-diffusion's {case.entry['source']['function']} yet"
     return None
 
 

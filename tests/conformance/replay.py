@@ -61,10 +61,21 @@ class Run:
     states: Tensor
     denoised: Tensor
     sigma_hat: np.ndarray
+    first_calls: list[int]  # the number of every step's first call
 
     @property
     def final(self) -> Tensor:
         return self.states[-1]
+
+
+def of_step(draw: int, step: int) -> int:
+    """Entry i of the recorded noise is the draw of step i."""
+    return step
+
+
+def in_order(draw: int, step: int) -> int:
+    """Entry i of the recorded noise is the i-th draw that is made."""
+    return draw - 1
 
 
 def run(
@@ -73,18 +84,19 @@ def run(
     x_init: np.ndarray,
     *,
     noise: np.ndarray | None = None,
+    entry: Callable[[int, int], int] = of_step,
     labels: np.ndarray | None = None,
     dtype: torch.dtype = torch.float64,
     rounded: bool = False,
     **options: Any,
 ) -> Run:
-    """One run from `x_init`, with entry i of `noise` [n, B, ...] for the draw of step i; `options` are the sampler's.
+    """One run from `x_init`, with entry(draw, step) of `noise` [n, B, ...] for each draw; `options` are the sampler's.
 
     `model` may be a `Calls` already, for guidance terms that watch it. Without `noise` the run must not draw.
     `rounded`: what the run is given (start, noise, the model's outputs) is rounded to float32, and nothing else.
     """
     calls = model if isinstance(model, Calls) else Calls(model, rounded)
-    denoised, levels = [], []
+    denoised, levels, first_calls = [], [], [0]
     sampler = fastdiff.Sampler(calls, dtype=dtype, **ROUTES[route], **options)
 
     def given(array: np.ndarray) -> Tensor:
@@ -92,10 +104,11 @@ def run(
 
     def replayed(draw: int, step: int) -> Tensor:
         assert noise is not None, f"step {step} drew noise, the reference did not"
-        return given(noise[step])
+        return given(noise[entry(draw, step)])
 
     def look(info: fastdiff.StepInfo) -> None:
         denoised.append(info.denoised.clone())
+        first_calls.append(len(calls.inputs))
         levels.append(info.level.sigma_ve if isinstance(info.level.sigma_ve, float) else np.nan)  # one for all samples
 
     start = given(x_init)
@@ -115,7 +128,7 @@ def run(
         torch.testing.assert_close(plain, final, rtol=CLOSED_FORM, atol=CLOSED_FORM)
     for recorded in (calls.inputs, calls.times, calls.outputs):
         del recorded[len(recorded) // 2 :]
-    return Run(sampler, calls, states, torch.stack(denoised), np.array(levels))
+    return Run(sampler, calls, states, torch.stack(denoised), np.array(levels), first_calls[:-1])
 
 
 def same_for_all(times: list[Tensor]) -> np.ndarray:

@@ -1,0 +1,167 @@
+"""Replays the cases of k-diffusion's samplers (edm/SPEC.md, section 10): one rule for each of its functions.
+
+A solver's module adds its function to `RULES`: the reference's arguments with their defaults, the options of
+`fastdiff.Sampler` that mean the same, and how the recorded noise is handed to fastdiff's draws. Everything else
+(grid, start, callbacks, calls, intervals of the noise) is common. `s_noise` is `S_noise` here, as in EDM.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastdiff
+from fastdiff.trace import Recorder
+
+from .analytic import Denoiser
+from .cases import Case, compare, compare_results
+from .replay import Run, check_float32_state, in_order, of_step, run, same_for_all
+from .tables import GRIDS
+
+INPUTS = ("latents", "x_init", "labels", "noise", "noise_sigmas")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one function of k-diffusion is in fastdiff.
+
+    Attributes:
+        options: the reference's arguments, complete -> options of `Sampler`: solver and its own; "sigmas" only where
+            the function makes its levels itself.
+        defaults: the reference's arguments.
+        entry: which entry of `noise` the draw of a step reads: `in_order` (the k-th draw is entry k - 1, what ancestral
+            and SDE samplers ask for one after the other) or `of_step` (churn: one entry per step, used or not).
+    """
+
+    options: Callable[[dict[str, Any]], dict[str, Any]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    entry: Callable[[int, int], int] = in_order
+
+    def sampler_options(self, case: Case) -> dict[str, Any]:
+        """The arguments of `fastdiff.Sampler` that mean what the case's arguments mean."""
+        own = self.options(case.arguments(**self.defaults))
+        return {"process": "edm", "prediction": "x0", "sigmas": own.get("sigmas", given_grid(case)), **own}
+
+    def replay(
+        self, case: Case, route: str, dtype: torch.dtype = torch.float64, rounded: bool = False
+    ) -> dict[str, Any]:
+        """Everything the reference records of a run."""
+        data = case.arrays
+        done = run(
+            Denoiser.of(case),
+            route,
+            data["x_init"],
+            noise=data.get("noise"),
+            entry=self.entry,
+            labels=data.get("labels"),
+            dtype=dtype,
+            rounded=rounded,
+            **self.sampler_options(case),
+        )
+        return self.recorded(done)
+
+    def recorded(self, done: Run) -> dict[str, Any]:
+        """A run by the reference's names; `cb_*` are at the first evaluation of a step."""
+        calls, sigmas = done.calls, done.sampler.levels.sigmas
+        return {
+            "states": done.states,
+            "final": done.final,
+            "sigmas": sigmas,
+            "call_x": torch.stack(calls.inputs),
+            "call_sigma": same_for_all(calls.times),
+            "call_denoised": torch.stack(calls.outputs),
+            "cb_x": torch.stack([calls.inputs[i] for i in done.first_calls]),
+            "cb_sigma": sigmas[:-1],
+            "cb_sigma_hat": done.sigma_hat,
+        }
+
+    def check(self, case: Case, route: str) -> None:
+        """The run, and the interval that each of its draws is said to drive."""
+        data = case.arrays
+        assert np.allclose(data["latents"] * start_sigma(case), data["x_init"], rtol=1e-12, atol=1e-12)
+        compare(case, self.replay(case, route), case.tolerance, inputs=INPUTS, label=route)
+        if "noise_sigmas" in data:
+            told = noise_intervals(self.sampler_options(case))
+            assert len(told) <= len(data["noise_sigmas"]), f"{case.id}: {len(told)} draws, the reference made fewer"
+            wanted = {"noise_sigmas": data["noise_sigmas"][: len(told)]}
+            compare_results(case, {"noise_sigmas": told}, wanted, case.tolerance, label=route)
+
+
+def given_grid(case: Case) -> list[float] | None:
+    """The grid that the case's `sigmas_from` describes; None where there is none."""
+    described = case.entry.get("sigmas_from")
+    if described is None:
+        return None
+    unknown = sorted(set(described) - {"function", "n", "kwargs"})
+    if unknown or described["function"] not in GRIDS:
+        raise ValueError(f"{case.id}: no rule for the grid {described}")
+    return GRIDS[described["function"]](described["n"], **described["kwargs"]).tolist()
+
+
+def start_sigma(case: Case) -> float:
+    """What the unit latents are multiplied by."""
+    return case.arrays["sigmas"][0] if "sigmas" in case.arrays else float(case.entry["args"]["sigma_max"])
+
+
+def noise_intervals(options: dict[str, Any]) -> np.ndarray:
+    """[n, 2] the noise levels (from, to) that the solver names to each of its draws, in VE terms."""
+    sampler = fastdiff.Sampler(lambda x, t: x, dtype=torch.float64, **options)
+    engine, told = Recorder(), []
+    denoise = sampler.denoiser(engine, sampler.levels)
+
+    def noise(start: Any = None, end: Any = None, eta: float = 1.0) -> Any:
+        told.append([math.nan if level is None else level.sigma_ve for level in (start, end)])
+        return engine.noise()
+
+    for state in sampler.solver(denoise, engine.start(1.0, True), sampler.levels, noise, **sampler.options):
+        engine.finish_step(state, denoise.last_x0, denoise.first_level, False)
+        denoise.finish_step()
+    return np.array(told).reshape(-1, 2)
+
+
+def churned(solver: str) -> Rule:
+    """EDM's churn in front of every step."""
+    names = {"s_churn": "S_churn", "s_tmin": "S_min", "s_tmax": "S_max", "s_noise": "S_noise"}
+    return Rule(
+        lambda a: {"solver": solver, **{name: a[theirs] for theirs, name in names.items()}},
+        {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0},
+        of_step,
+    )
+
+
+def with_eta(solver: str, **defaults: Any) -> Rule:
+    """A step of an SDE: `eta` and `s_noise`, and options of the same name."""
+    return Rule(
+        lambda a: {"solver": solver, "S_noise": a.pop("s_noise"), **a}, {"eta": 1.0, "s_noise": 1.0, **defaults}
+    )
+
+
+RULES: dict[str, Rule] = {
+    "sample_euler": churned("euler"),
+    "sample_heun": churned("heun"),
+}
+
+
+def rule_of(case: Case) -> Rule | None:
+    """The rule of the case's function, if there is one yet."""
+    return RULES.get(case.entry["source"]["function"])
+
+
+def check(case: Case, route: str) -> None:
+    """edm/kdiff."""
+    rule = rule_of(case)
+    if rule is None:
+        raise NotImplementedError(f"{case.id}: no rule for the function {case.entry['source']['function']!r}")
+    rule.check(case, route)
+
+
+def check_float32(case: Case, route: str) -> None:
+    """The same cases with a float32 state."""
+    rule = rule_of(case)
+    assert rule is not None
+    check_float32_state(case, route, rule.replay, "states")
