@@ -1,0 +1,122 @@
+"""The exponential integrator in lambda = -log(sigma / alpha): one core for every DPM-Solver, DPM-Solver++ and UniPC.
+
+With D the predicted x_0, e the predicted noise, and eta the share of Langevin noise (0: probability flow, 1: the
+reverse SDE), in VE terms u = x / alpha, s = sigma / alpha:
+
+    du = (1 + eta) (u - D) ds / s + sqrt(2 eta s) dW      predict="x0":  linear part (1 + eta) u / s (Lu et al. 2022b)
+       = (1 + eta) e ds           + sqrt(2 eta s) dW      predict="eps": no linear part              (Lu et al. 2022a)
+
+The linear part and the noise are solved exactly. What is left is an integral over the step of a known weight times D
+or e, which a polynomial in theta = (lambda - lambda_start) / h replaces: interpolated where the model was evaluated,
+in this step (Runge-Kutta) or before it (multistep). Its moments are the phi functions of exponential integrators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..denoiser import Denoiser, State
+from ..process import Level
+from ..symbols import Chosen, Number
+
+PREDICTIONS = ("x0", "eps")
+
+
+def z_phi(k: int, z: Number) -> Number:
+    """z phi_k(z), phi_0 = e^z and phi_k = (phi_(k-1) - 1 / (k-1)!) / z; near 0 by its series, -1 / (k-1)! at z = -inf.
+
+    Args:
+        k: at least 1.
+        z: below inf; a number chosen per sample too.
+    """
+    if isinstance(z, Chosen):
+        return Chosen(np.array([z_phi(k, float(v)) for v in z.values]), z.rows)
+    if abs(z) <= 1:
+        return math.fsum(z ** (j + 1) / math.factorial(j + k) for j in range(20))
+    value = math.expm1(z)
+    for i in range(1, k):
+        value = value / z - 1 / math.factorial(i)
+    return value
+
+
+def log_snr(level: Level) -> Number:
+    """lambda = log(alpha / sigma): inf for clean data, -inf for pure noise."""
+    s = level.sigma_ve
+    if isinstance(s, Chosen):
+        return -np.log(s)
+    return -math.log(s) if s > 0 else math.inf
+
+
+def quadrature(nodes: Sequence[float], moments: Sequence[Number]) -> list[Number]:
+    """Weights w_j with sum_j w_j theta_j^k = moments[k] for every k < n: exact for polynomials of degree below n."""
+    basis = np.linalg.inv(
+        np.vander(nodes, increasing=True)
+    )  # column j: the coefficients of the j-th Lagrange polynomial
+    return [sum((c * m for c, m in zip(column, moments)), 0.0) for column in basis.T]
+
+
+def predicted(denoise: Denoiser, x: State, level: Level, predict: str) -> State:
+    """One evaluation: the predicted x_0, or the predicted noise of that (clipped, guided) x_0."""
+    x0 = denoise(x, level)
+    return x0 if predict == "x0" else (x - level.alpha * x0) / level.sigma
+
+
+class Exponential:
+    """The step between two levels: x' = carry x + sum_j w_j m(theta_j) + std z, with m the predicted x_0 or noise.
+
+    A step to clean data (h = inf) adds no noise and takes one value of m, whatever is predicted: x' is then x_0. A step
+    from pure noise (alpha = 0) takes one value of x_0.
+
+    Attributes:
+        h: lambda_end - lambda_start, above 0.
+        carry, std: coefficients of x and of a standard normal z (its Brownian interval is that of the step; for "eps"
+            it is driven in the time sigma_ve^2, for "x0" in sigma_ve^(-2 eta)).
+    """
+
+    def __init__(self, start: Level, end: Level, predict: str = "x0", eta: float = 0.0):
+        self.start, self.end, self.predict = start, end, predict
+        self.h: Number = log_snr(end) - log_snr(start)
+        clean = not isinstance(end.sigma, Chosen) and end.sigma == 0
+        self.eta = eta = 0.0 if clean else eta
+        if predict == "eps":
+            if not isinstance(start.alpha, Chosen) and start.alpha == 0:
+                raise ValueError('predict must be "x0" for a step from alpha = 0, where noise says nothing of x_0')
+            self.carry: Number = end.alpha / start.alpha
+            self.std: Number = end.alpha * np.sqrt(eta * (start.sigma_ve**2 - end.sigma_ve**2))
+        else:
+            self.carry = end.sigma / start.sigma * (np.exp(-eta * self.h) if eta else 1.0)
+            self.std = end.sigma * np.sqrt(-np.expm1(-2 * eta * self.h)) if eta else 0.0
+
+    def moment(self, k: int) -> Number:
+        """The integral of the step's weight times theta^k.
+
+        k! alpha_end H phi_(k+1)(-H) with H = (1 + eta) h for "x0", -k! (1 + eta) sigma_end h phi_(k+1)(h) for "eps".
+        """
+        start, end = self.start, self.end
+        if self.predict == "x0":
+            return -math.factorial(k) * end.alpha * z_phi(k + 1, -(1 + self.eta) * self.h)
+        if k == 0:  # sigma_end (e^h - 1), which has a limit at sigma_end = 0
+            return -(1 + self.eta) * end.alpha * (start.sigma_ve - end.sigma_ve)
+        return -(1 + self.eta) * math.factorial(k) * end.sigma * z_phi(k + 1, self.h)
+
+    def node(self, level: Level) -> float:
+        """theta of a level: 0 at the start of the step, 1 at its end, negative before it."""
+        return float((log_snr(level) - log_snr(self.start)) / self.h)
+
+    def __call__(
+        self,
+        x: State,
+        values: Sequence[State],
+        nodes: Sequence[float] = (0.0,),
+        moments: Sequence[Number] | None = None,
+    ) -> State:
+        """The mean of x' from the model's `values` at `nodes` (theta); noise is the solver's to add, std times it.
+
+        Args:
+            moments: what a rule replaces the exact ones by; left out, the polynomial is integrated exactly.
+        """
+        weights = quadrature(nodes, moments or [self.moment(k) for k in range(len(nodes))])
+        return sum((w * m for w, m in zip(weights, values)), self.carry * x)
