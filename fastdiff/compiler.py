@@ -24,6 +24,7 @@ from .symbols import (
     Clip,
     Combination,
     Draw,
+    Measured,
     NoiseBuffer,
     Number,
     Point,
@@ -31,7 +32,7 @@ from .symbols import (
     chosen_by,
     each,
 )
-from .trace import Evaluate, Event, Guide, Report, Trace
+from .trace import Evaluate, Event, Guide, Measure, Report, Trace
 
 
 def compile_plan(trace: Trace, network_is_state: bool = True) -> Plan:
@@ -161,7 +162,7 @@ class _Compiler:
 
         for atom in kept:
             write(Combination({atom: 1.0}), _name(atom))
-        calls = {event: self._call(event, write) for event in events if not isinstance(event, Report)}
+        calls = {event: self._call(event, write) for event in events if not isinstance(event, (Report, Measure))}
         final = self.trace.states[-1]
         if self._ready(final) == gap:
             write(final, "x")
@@ -175,9 +176,34 @@ class _Compiler:
             single = _single(value)
             if single is not None and not output.cast:
                 self.slots[single] = output.slot
+        for event in events:
+            if isinstance(event, Measure):
+                calls[event] = self._measure(event, gap)
         self.plan.items += [calls[event] for event in events]
 
+    def _measure(self, event: Measure, gap: int) -> Call:
+        """Launches for the sums of squares, and the call that makes numbers of them."""
+        slots = []
+        tensors = [a for v in event.values for a in self._reads(v, gap) if not isinstance(a, Draw)]
+        shape = min(tensors, key=self._rank, default=None)
+        for value in event.values:
+            output = Output(self._new_slot("squares"), "squares", False)
+            for atom in self._expand(value, gap).nonlinear:
+                self._write_first(atom, gap)
+            expanded = self._expand(value, gap)
+            if all(isinstance(atom, Draw) for atom in expanded.linear):
+                if shape is None:
+                    raise NotImplementedError("of the states that are measured together, one must be more than noise")
+                expanded.linear[shape] = 0.0
+            launch = self._launch([(output, self._narrowed(output, expanded))])
+            launch.squares = True
+            self.plan.items.append(launch)
+            slots.append(output.slot)
+        return Call(event, slots, self._slot(event.output))
+
     def _call(self, event: Event, write: Callable[..., int]) -> Call:
+        if any(isinstance(number, Measured) for number in event.numbers):
+            raise NotImplementedError("a measured number can scale states; no network or function can be told it")
         rows = next((self._slot(rows) for rows in chosen_by(event.numbers)), None)
         if isinstance(event, Evaluate):
             (value,) = event.values
@@ -205,6 +231,10 @@ class _Compiler:
         """A value of more tensors or draws than a launch takes, with partial sums written to memory first."""
         while not self._fits([(output, expanded)]):
             terms = expanded.linear
+            if len(sources := chosen_by(terms.values())) > 1:  # a launch reads its rows by one of them
+                one = next(iter(sources))
+                self._partial(expanded, [atom for atom, c in terms.items() if one in chosen_by([c])])
+                continue
             draws = [a for a in terms if isinstance(a, Draw)][:MAX_DRAWS]
             part = [*[a for a in terms if not isinstance(a, Draw)][:MAX_INPUTS], *draws]
             if len(part) < 2:
@@ -212,12 +242,16 @@ class _Compiler:
                     f"the value {output.name!r} clips or scales a sum of more than {MAX_INPUTS} tensors or {MAX_DRAWS} "
                     "draws; yield or evaluate at an intermediate value so that it is written to memory"
                 )
-            partial, first = Buffer("partial sum"), Launchable()
-            self.slots[partial] = self._new_slot(partial.name)
-            first.linear = {atom: terms.pop(atom) for atom in part}
-            self.plan.items.append(self._launch([(Output(self.slots[partial], partial.name, False), first)]))
-            expanded.linear = {partial: 1.0, **terms}
+            self._partial(expanded, part)
         return expanded
+
+    def _partial(self, expanded: Launchable, part: Sequence[Atom]) -> None:
+        """Write the sum of these terms, and read it in their place."""
+        partial, first = Buffer("partial sum"), Launchable()
+        self.slots[partial] = self._new_slot(partial.name)
+        first.linear = {atom: expanded.linear.pop(atom) for atom in part}
+        self.plan.items.append(self._launch([(Output(self.slots[partial], partial.name, False), first)]))
+        expanded.linear = {partial: 1.0, **expanded.linear}
 
     def _written_out(self, output: Output, value: Combination, gap: int) -> Launchable:
         """Expand; a non-linear value inside another, or a second of a kind that cannot share the first's launch, is
@@ -310,7 +344,8 @@ class _Compiler:
         inputs = [self._slot(atom) for atom in tensors]
         outputs = [output for output, _ in batch]
         rows = next((self._slot(rows) for rows in self._choices(batch)), None)
-        return Launch(inputs, [d.k for d in draws], outputs, bool(clips), variance, _table(row), rows)
+        measured = any(isinstance(c, Measured) for c in row)
+        return Launch(inputs, [d.k for d in draws], outputs, bool(clips), variance, _table(row), rows, measured)
 
     # -- slots ------------------------------------------------------------------------------------------------------
 
@@ -351,8 +386,11 @@ def _single(value: Combination) -> Atom | None:
 
 
 def _table(row: Sequence[Number]) -> NDArray[np.float64]:
-    """[V, W]: a row for every candidate of the launch's choice, or one."""
+    """[V, W]: a row for every candidate of the launch's choice, or one; for measurements, the constant part and the
+    factor of each."""
     count = max((len(each(c)) for c in row), default=1)
+    if any(isinstance(c, Measured) for c in row):
+        return np.array([np.pad(each(c), (0, count - len(each(c)))) for c in row]).reshape(-1, count).T.copy()
     return np.array([np.broadcast_to(each(c), count) for c in row], dtype=np.float64).reshape(-1, count).T.copy()
 
 

@@ -197,9 +197,33 @@ class Denoiser:
         """
         return Choice(self.engine, self.engine.choose(selector, states, told))
 
+    def measure(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        states: Sequence[State],
+        count: int = 1,
+        told: Sequence[float] = (),
+    ) -> Sequence[Any]:
+        """Numbers that depend on the norms of states, computed on the device: a Langevin step size.
+
+        Args:
+            function: (squares [M, B], told [n]) -> [count, B], without reading anything back; squares are the sums of
+                the squares of each sample's elements, float64. A function of a module: CUDA graphs know it by identity.
+            states: M of them, noise() included; they are not written to memory for this.
+            told: numbers known on the host.
+
+        Returns:
+            `count` numbers per sample, to be added and to scale states (no product of two, no quotient by one).
+        """
+        return self.engine.measure(function, states, count, told)
+
     def keep(self, value: State) -> State:
         """A value that later steps read: from memory, if it depends on what samples chose in this one."""
         return self.engine.keep(value)
+
+    def store(self, value: State) -> State:
+        """A value that later steps read from memory instead of computing it again from the states it is made of."""
+        return self.engine.store(value)
 
     def boosting(self, x: State) -> tuple[Boosting, Callable[[], Choice]] | None:
         """How a guidance term boosts the churn of this step, and the choice (0: as it is, 1: boosted) that it leaves to
@@ -269,7 +293,7 @@ class TensorEngine:
         self._network, self._noise, self._terms = network, noise, terms
         self.step, self.draw = 0, 0
 
-    def noise(self) -> Tensor:
+    def noise(self, start: Level | None = None, end: Level | None = None, eta: float = 1.0) -> Tensor:
         """The next draw; draw 0 is the initial latent."""
         self.draw += 1
         return self._noise(self.draw, self.step)
@@ -316,9 +340,22 @@ class TensorEngine:
         """The chosen one."""
         return values[rows]
 
+    def measure(
+        self, function: Callable[..., Tensor], values: Sequence[Tensor], count: int, told: Sequence[float]
+    ) -> list[Tensor]:
+        """The numbers of `Denoiser.measure`, each [B, 1, ...]."""
+        squares = torch.stack(
+            [torch.linalg.vector_norm(v.flatten(1), dim=1, dtype=torch.float64) for v in values]
+        ).square()
+        numbers = torch.tensor(told, dtype=torch.float64, device=squares.device)
+        measured = require_measured(function(squares, numbers), count, values[0].shape[0]).to(values[0].dtype)
+        return list(measured.reshape(count, -1, *(1,) * (values[0].ndim - 1)))
+
     def keep(self, value: Tensor) -> Tensor:
         """It is in memory."""
         return value
+
+    store = keep
 
     def clip(self, x0: Tensor, lo: float, hi: float) -> Tensor:
         """clamp(x_0, lo, hi)."""
@@ -351,6 +388,14 @@ def require_shape(name: str, result: Any, shape: Sequence[int]) -> Tensor:
     if not isinstance(result, Tensor) or result.shape != torch.Size(shape):
         came = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ValueError(f"{name} must return a tensor of shape {list(shape)}, got {came}")
+    return result
+
+
+def require_measured(result: Any, count: int, batch: int) -> Tensor:
+    """What a measuring function returned, if it is a tensor [count, batch]."""
+    if not isinstance(result, Tensor) or result.shape != (count, batch):
+        came = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"a measuring function must return a tensor of shape {[count, batch]}, got {came}")
     return result
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .denoiser import require_shape, require_variance, split_variance
+from .denoiser import require_measured, require_shape, require_variance, split_variance
 from .guidance.term import Contrast, Gradient
 from .ops import native
 from .plan import Call, Launch, Plan
 from .process import Level
 from .symbols import each
-from .trace import Apply, Choose, Evaluate, Event, Guide, Report
+from .trace import Apply, Choose, Evaluate, Event, Guide, Measure, Report
 
 WELL_CONDITIONED = 64.0
 
@@ -186,6 +186,7 @@ class Executor:
     ):
         self.plan, self.dtype, self.network_dtype, self.device = plan, dtype, network_dtype, device
         self.combine = native.operation("combine_out", backend)
+        self.sum_squares = native.operation("sum_squares", backend)
         self._places = self._lay_out()
         # A launch that cancels large terms (a long step at a tiny sigma, the noisiest cosine steps) computes in
         # float64, beside a float32 state too.
@@ -237,8 +238,8 @@ class Executor:
         """The numbers of an event, [B] each: from `numbers` [T, B], by the samples' choices where there are any."""
         return [_picked(numbers[place], rows) for place in self._places[event]]
 
-    def candidates(self, event: Choose, numbers: Tensor) -> Tensor:
-        """What is told about the candidates of a choice: [n]."""
+    def candidates(self, event: Choose | Measure, numbers: Tensor) -> Tensor:
+        """What is told about the candidates of a choice, or to a measurement: [n]."""
         places = self._places[event]
         told = numbers[:, 0] if numbers.shape[1] else self.numbers.told  # for no samples, never another plan's
         return told[places[0].start : places[-1].stop] if places else told[:0]
@@ -257,6 +258,13 @@ def _picked(candidates: Tensor, rows: Tensor | None) -> Tensor:
         return candidates[0]
     assert rows is not None
     return candidates.gather(0, rows[None])[0]
+
+
+def _measured_rows(table: Tensor, measured: Any) -> tuple[Tensor, Tensor]:
+    """A row of coefficients for every sample, [B, W], and its number [B], from measurements [K, B]."""
+    batch = measured.shape[1]
+    rows = torch.arange(batch, device=table.device)
+    return torch.addmm(table[0], measured.t().to(table.dtype), table[1:]) if batch else table, rows
 
 
 class Walk:
@@ -347,6 +355,10 @@ class Walk:
             things = values if event.term is None else [calls.terms.memory[event.term]]
             numbers = self._executor.candidates(event, self._numbers.told)
             slots[call.output] = event.selector(*things, numbers)  # type: ignore[index]
+        elif isinstance(event, Measure):
+            numbers = self._executor.candidates(event, self._numbers.told)
+            measured = event.function(torch.stack(values), numbers)
+            slots[call.output] = require_measured(measured, event.count, self._shape[0])  # type: ignore[index]
         elif isinstance(event, Report) and calls.report is not None:
             calls.report(event.step, event.level, values[0], values[1] if len(values) > 1 else None)
 
@@ -378,6 +390,13 @@ class Walk:
     def _launch(self, launch: Launch) -> None:
         run = self._executor
         inputs = [self._slots[s] for s in launch.inputs]
+        table, rows = next(self._tables), None if launch.rows is None else self._slots[launch.rows]
+        if launch.measured:
+            table, rows = _measured_rows(table, rows)
+        seeds = self._seeds if launch.draws else None
+        if launch.squares:
+            self._slots[launch.outputs[0].slot] = run.sum_squares(inputs, table, rows, seeds, launch.draws)
+            return
         out = [
             torch.empty(
                 self._shape, dtype=run.network_dtype if o.for_network else o.dtype or run.dtype, device=run.device
@@ -385,9 +404,7 @@ class Walk:
             for o in launch.outputs
         ]
         variance = None if launch.variance is None else self._slots[launch.variance]
-        rows = None if launch.rows is None else self._slots[launch.rows]
-        seeds = self._seeds if launch.draws else None
-        run.combine(inputs, next(self._tables), rows, seeds, launch.draws, variance, launch.clip, out)
+        run.combine(inputs, table, rows, seeds, launch.draws, variance, launch.clip, out)
         for output, tensor in zip(launch.outputs, out):
             self._slots[output.slot] = tensor
 

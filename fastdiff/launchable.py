@@ -7,7 +7,7 @@ from itertools import permutations
 
 import numpy as np
 
-from .symbols import Atom, Buffer, Chosen, Clip, Number, Scaled, chosen_by, each
+from .symbols import Atom, Buffer, Chosen, Clip, Measured, Number, Scaled, chosen_by, each
 
 _DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside the largest are rounding of an exact 0
 
@@ -27,9 +27,10 @@ class Launchable:
 
     def cleaned(self) -> Launchable:
         """Without coefficients that are rounding of 0."""
-        largest = max(map(size, [*self.linear.values(), *self.nonlinear.values()]), default=0.0)
-        self.linear = {a: c for a, c in self.linear.items() if size(c) > _DUST * largest}
-        self.nonlinear = {a: c for a, c in self.nonlinear.items() if size(c) > _DUST * largest}
+        known = (c for c in (*self.linear.values(), *self.nonlinear.values()) if not isinstance(c, Measured))
+        largest = max(map(size, known), default=0.0)
+        self.linear = {a: c for a, c in self.linear.items() if size(c) > _least(c, largest)}
+        self.nonlinear = {a: c for a, c in self.nonlinear.items() if size(c) > _least(c, largest)}
         return self
 
     def choices(self) -> dict[Buffer, None]:
@@ -53,6 +54,11 @@ def size(c: Number) -> float:
     return max(map(abs, each(c))) if isinstance(c, Chosen) else abs(c)
 
 
+def _least(c: Number, largest: float) -> float:
+    """What a coefficient must exceed to be more than rounding; one yet to be measured counts unless it is 0."""
+    return 0.0 if isinstance(c, Measured) else _DUST * largest
+
+
 def key_of(c: Number) -> Hashable:
     """What equal coefficients have in common."""
-    return (c.rows, c.values.tobytes()) if isinstance(c, Chosen) else c
+    return (type(c), c.rows, c.values.tobytes()) if isinstance(c, Chosen) else c

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .symbols import NoiseBuffer, each
-from .trace import Apply, Choose, Evaluate, Event, Guide, Report
+from .trace import Apply, Choose, Evaluate, Event, Guide, Measure, Report
 
 
 @dataclass
@@ -37,7 +37,9 @@ class Output:
 class Launch:
     """One call of `fastdiff.ops.combine`: slots read, draws made, slots written, and the coefficients: table [V, W].
 
-    Sample b reads row 0, or row `rows[b]` where samples choose: `rows` is the slot of the choices.
+    Sample b reads row 0, or row `rows[b]` where samples choose: `rows` is the slot of the choices. With `measured` it
+    is the slot of measurements m [V - 1, B], and sample b reads table[0] + sum_v m[v, b] table[v + 1]. With `squares`
+    nothing is written but the sum of the squares of a sample's elements, float64 [B].
     """
 
     inputs: list[int]
@@ -47,6 +49,8 @@ class Launch:
     variance: int | None
     table: NDArray[np.float64]
     rows: int | None = None
+    measured: bool = False
+    squares: bool = False
 
     @property
     def cancelling(self) -> float:
@@ -137,7 +141,8 @@ class Plan:
     def functions(self) -> list[Callable[..., Tensor]]:
         """The functions of states that the run calls, those that choose included."""
         calls = [item.event for item in self.items if isinstance(item, Call)]
-        return [e.function if isinstance(e, Apply) else e.selector for e in calls if isinstance(e, (Apply, Choose))]
+        found = [e.function for e in calls if isinstance(e, (Apply, Measure))]
+        return found + [e.selector for e in calls if isinstance(e, Choose)]
 
     @property
     def evaluations(self) -> int:
@@ -156,7 +161,7 @@ class Plan:
             if isinstance(item, Launch):
                 outputs = tuple((output.slot, output.for_network, output.dtype) for output in item.outputs)
                 read = tuple(item.inputs), tuple(item.draws), item.variance, item.rows
-                items.append((*read, outputs, item.clip, item.table.shape))
+                items.append((*read, outputs, item.clip, item.table.shape, item.measured, item.squares))
                 continue
             event = item.event
             seen: Hashable = None
@@ -168,6 +173,8 @@ class Plan:
                 seen = Same(event.function)
             elif isinstance(event, Choose):
                 seen = event.term, Same(event.selector)
+            elif isinstance(event, Measure):
+                seen = Same(event.function)
             counts = tuple(len(each(number)) for number in event.numbers)
             made = tuple(item.slots), item.output, item.variance, item.second, item.rows
             items.append((type(event), seen, counts, made))

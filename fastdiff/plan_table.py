@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .plan import Call, Launch, Plan
-from .trace import Apply, Choose, Evaluate, Report
+from .trace import Apply, Choose, Evaluate, Measure, Report
 
 
 def describe(plan: Plan, state_bytes: int = 4) -> str:
@@ -28,7 +28,7 @@ def describe(plan: Plan, state_bytes: int = 4) -> str:
             if item.variance is not None:
                 reads.append(plan.names[item.variance])
             writes = [output.name for output in item.outputs]
-            size = state_bytes * (len(reads) + len(writes))
+            size = state_bytes * (len(reads) + (0 if item.squares else len(writes)))
             total += size
             drawn = ", ".join(f"z{k}" for k in item.draws)
             clip = " (clip)" if item.clip else ""
@@ -53,5 +53,5 @@ def _describe_call(call: Call, plan: Plan) -> str:
         return f"{', '.join(names)} = {what} at sigma {event.level.sigma_ve:.4g}"
     if isinstance(event, Report):
         return f"report step {event.step}"
-    what = "function" if isinstance(event, Apply) else "row per sample" if isinstance(event, Choose) else "guidance"
-    return f"{plan.names[call.output]} = {what}"  # type: ignore[index]
+    kinds = {Apply: "function", Choose: "row per sample", Measure: "measured"}
+    return f"{plan.names[call.output]} = {kinds.get(type(event), 'guidance')}"  # type: ignore[index]

@@ -14,6 +14,7 @@ from . import ops
 from .denoiser import TensorEngine
 from .executor import Request
 from .process import Level
+from .solvers import Driver
 from .symbols import NotLinearError
 from .trace import Choose, Report
 
@@ -73,6 +74,7 @@ def run_on_tensors(sampler: Sampler, request: Request) -> Tensor:
     x = start.clone() if start is not None else sampler.process.prior_std(sampler.levels[0]) * noise(0, -1)
     report(None, x, None)
     state = None
+    assert not isinstance(sampler.solver, Driver)
     for state in sampler.solver(denoise, x, sampler.levels, engine.noise, **sampler.options):
         report(denoise.first_level, state, denoise.last_x0)
         engine.step += 1

@@ -38,7 +38,7 @@ from .process import Level, Levels, Process, get_process
 from .random import seed_tensor
 from .readable import nothing_yielded, run_on_tensors
 from .reporting import Progress, StepInfo, blame
-from .solvers import SOLVERS, Solver, check_options, ddim_inversion, ddpm, get_solver
+from .solvers import SOLVERS, Driver, Solver, check_options, ddim_inversion, ddpm, get_solver, name_of
 from .trace import Recorder, Trace
 from .tune import Tuning, tune
 
@@ -57,8 +57,8 @@ class Sampler:
             (dim 1) has a variance half.
         process: "edm", "ve", "vp", "vp_cosine", "flow" or a `Process`.
         prediction: what the output means: "x0", "eps", "v", "score", "flow", "previous_x", "edm" or a `Prediction`.
-        solver: "heun", "euler", "ddim", "ddim_inversion", "ddpm", "time_shift", "s_pndm", "f_pndm" or a generator
-            function (see `fastdiff.solvers`).
+        solver: the name of one of `fastdiff.solvers.SOLVERS` ("heun", "ddim", "dpmpp_2m", ...; the command
+            `fastdiff solvers` lists them) or a generator function of their form.
         steps: number of steps, default 18 (VP: all of the process's); for VP also "10,5,5" or "ddim50".
         schedule: sigma schedule by name or function, for VE and EDM; default: the process's own.
         sigmas, timesteps: explicit levels, strictly decreasing, in place of steps and schedule.
@@ -101,7 +101,7 @@ class Sampler:
         *,
         process: str | Process = "edm",
         prediction: str | Prediction = "x0",
-        solver: str | Solver = "heun",
+        solver: str | Solver | Driver = "heun",
         steps: int | str | None = None,
         schedule: str | Callable[..., Any] | None = None,
         sigmas: Sequence[float] | None = None,
@@ -138,7 +138,7 @@ class Sampler:
         self.device = resolve_device(device) if device is not None else model_device(model)
         self.backend = ops.resolve_backend(backend, self.device)
         self.compiled, self.check = compiled, check
-        self.graph = graph_mode(graph, self.device, compiled)
+        self.graph = "off" if isinstance(self.solver, Driver) else graph_mode(graph, self.device, compiled)
         self._buckets = bucket_sizes(buckets)
         self._graphs = GraphCache(
             check_count("max_graphs", max_graphs), check_count("max_graph_bytes", max_graph_bytes)
@@ -169,7 +169,7 @@ class Sampler:
         self.levels = self._levels(steps)
         self._executors: dict[tuple[Any, ...], Executor] = {}
         epsilon_scales(self.epsilon_scale, self.levels.steps)
-        if compiled:
+        if compiled and not isinstance(self.solver, Driver):
             self._executor(x_init=False, noise=False, observe=False)
 
     # -- plans ------------------------------------------------------------------------------------------------------
@@ -195,6 +195,8 @@ class Sampler:
 
     def trace(self, levels: Levels, x_init: bool = False, noise: bool = False, observe: bool = False) -> Trace:
         """What the solver does on these levels, recorded; see `plan`."""
+        if isinstance(self.solver, Driver):
+            raise ValueError(f"solver {name_of(self.solver)!r} has no plan: its steps depend on the states it finds")
         engine = Recorder(noise)
         denoise = self.denoiser(engine, levels)
         x = engine.start(self.process.prior_std(levels[0]), x_init, observe)
@@ -402,6 +404,8 @@ class Sampler:
         return self._graphs.run(executor, filled(request, size), scope, self._waits)
 
     def _run_eagerly(self, request: Request) -> Tensor:
+        if isinstance(self.solver, Driver):
+            return self.solver(self, request, **self.options)
         if not self.compiled:
             return run_on_tensors(self, request)
         return self._executor(

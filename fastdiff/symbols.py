@@ -8,8 +8,9 @@ combination is made of are atoms:
     Clip     clamp(combination, lo, hi)                   the two things that are
     Scaled   exp(a * variance + b) * combination          not linear
 
-A coefficient is a number known on the host or, where every sample chooses among a few candidates by what it holds, a
-`Chosen`: one number per candidate. Launches then read a row of coefficients per sample.
+A coefficient is a number known on the host; where every sample chooses among a few candidates by what it holds, a
+`Chosen`: one number per candidate; where it is computed from norms of states (Langevin's step size), a `Measured`.
+Launches then read a row of coefficients per sample.
 """
 
 from __future__ import annotations
@@ -112,6 +113,28 @@ class Chosen(NDArrayOperatorsMixin):
         return f"{self:.4g}"
 
 
+class Measured(Chosen):
+    """A number computed on the device from norms of states: values[0] + sum_k values[k] m_k, float64 [1 + K], with
+    m [K, B] in the buffer `rows`.
+
+    It can be added, and multiplied or divided by numbers known on the host; anything else is to be measured itself.
+    """
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        if method != "__call__" or options or not all(isinstance(i, (Real, Chosen)) for i in inputs):
+            return NotImplemented
+        measured = [isinstance(i, Chosen) for i in inputs]
+        known = all(isinstance(i, Real) or (isinstance(i, Measured) and i.rows is self.rows) for i in inputs)
+        linear = ufunc in (np.add, np.subtract, np.negative, np.positive)
+        linear = linear or (ufunc is np.multiply and sum(measured) == 1)
+        if not known or not (linear or (ufunc is np.true_divide and measured == [True, False])):
+            _refuse("scaled by a product, a quotient or a function of measured numbers", "measure that number itself")
+        constant = np.eye(1, len(self.values))[0]
+        scaling = ufunc in (np.multiply, np.true_divide)
+        parts = [i.values if isinstance(i, Measured) else i if scaling else i * constant for i in inputs]
+        return Measured(ufunc(*parts), self.rows)
+
+
 Number = float | Chosen
 
 
@@ -159,6 +182,8 @@ class Combination:
         return Combination({atom: coefficient * factor for atom, coefficient in self.terms.items()})
 
     def __truediv__(self, scalar: Any) -> Combination:
+        if isinstance(scalar, Measured):
+            _refuse("divided by a measured number", "measure its inverse")
         if not isinstance(scalar, (Real, Chosen)):
             _refuse(f"divided by {describe(scalar)}", "only numbers known on the host can divide it")
         if 0.0 in each(scalar):

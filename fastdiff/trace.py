@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from .process import Level
@@ -20,6 +21,7 @@ from .symbols import (
     Clip,
     Combination,
     Draw,
+    Measured,
     NoiseBuffer,
     Number,
     Point,
@@ -113,6 +115,21 @@ class Choose(Event):
 
 
 @dataclass(eq=False)
+class Measure(Event):
+    """Compute numbers from the sums of squares of the values, which are not written: function(squares [M, B], told [n])
+    -> [K, B]; makes `output`."""
+
+    function: Callable[..., torch.Tensor]
+    told: Sequence[float]
+    count: int
+    output: Buffer
+
+    @property
+    def numbers(self) -> Sequence[Number]:
+        return self.told
+
+
+@dataclass(eq=False)
 class Report(Event):
     """The end of a step that began at `level`: values are the state and, if there is one, the last x_0. Step -1 is the
     start."""
@@ -150,7 +167,7 @@ class Recorder:
             self.trace.events.append(Report(-1, [Combination(x.terms)], None))
         return x
 
-    def noise(self) -> Combination:
+    def noise(self, start: Level | None = None, end: Level | None = None, eta: float = 1.0) -> Combination:
         """The next draw; draw 0 is the initial latent, whether or not it is used."""
         self._draws += 1
         return self._draw(self._draws, self.step)
@@ -228,6 +245,14 @@ class Recorder:
         self.trace.events.append(Choose(self.step, list(values), selector, tuple(told), term, output))
         return output
 
+    def measure(
+        self, function: Callable[..., torch.Tensor], values: Sequence[Combination], count: int, told: Sequence[float]
+    ) -> list[Measured]:
+        """Record a measurement."""
+        output = self._made("m", Measure)
+        self.trace.events.append(Measure(self.step, list(values), function, tuple(told), count, output))
+        return [Measured(row, output) for row in np.eye(1 + count)[1:]]
+
     def number(self, rows: Buffer, values: Sequence[float]) -> Number:
         """The one of `values` that a sample chose."""
         return float(values[0]) if len(set(values)) == 1 else Chosen(values, rows)
@@ -235,6 +260,10 @@ class Recorder:
     def keep(self, value: Combination) -> Combination:
         """Name a value that depends on a choice, so that later gaps read it from memory."""
         return self._named(value, f"kept[{self.step}]") if chosen_by(value.terms.values()) else value
+
+    def store(self, value: Combination) -> Combination:
+        """Name a value, so that later gaps read it from memory."""
+        return self._named(value, f"stored[{self.step}]")
 
     def clip(self, x0: Combination, lo: float, hi: float) -> Combination:
         """Record clamp(x_0, lo, hi)."""

@@ -8,10 +8,12 @@ from itertools import pairwise
 
 from ..denoiser import Denoiser, State
 from ..process import Level, Levels
+from .registry import register
 
 PURE_NOISE = Level(0.0, 1.0, math.nan)
 
 
+@register(order=1, evaluations="1", stochastic=False, source="Song et al. 2021 (DDIM), Eq. 12")
 def ddim(
     denoise: Denoiser, x: State, levels: Levels, noise: Callable[[], State], *, eta: float = 0.0
 ) -> Iterator[State]:
@@ -31,6 +33,7 @@ def ddim(
         yield x
 
 
+@register(order=1, evaluations="1", stochastic=False, source="Song et al. 2021 (DDIM), Eq. 14 upwards")
 def ddim_inversion(
     denoise: Denoiser, x: State, levels: Levels, noise: Callable[[], State], *, terminal: bool = False
 ) -> Iterator[State]:

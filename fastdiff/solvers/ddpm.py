@@ -12,6 +12,7 @@ from ..denoiser import Denoiser, State
 from ..errors import check_choice
 from ..prediction import PreviousX
 from ..process import GaussianTables, Levels
+from .registry import register
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
@@ -34,6 +35,7 @@ def log_variance(tables: GaussianTables, variance: str) -> tuple[NDArray[np.floa
     return (large - small) / 2, (large + small) / 2
 
 
+@register(order=1, evaluations="1", stochastic=True, source="Ho et al. 2020 (DDPM), Algorithm 2")
 def ddpm(
     denoise: Denoiser, x: State, levels: Levels, noise: Callable[[], State], *, variance: str = "fixed_small"
 ) -> Iterator[State]:

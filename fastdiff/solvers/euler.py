@@ -10,6 +10,7 @@ import numpy as np
 
 from ..denoiser import Denoiser, State
 from ..process import Level, Levels
+from .registry import register
 
 SQRT2_MINUS_1 = math.sqrt(2.0) - 1.0
 
@@ -51,6 +52,7 @@ def churn(
     return hat.alpha * (x / level.alpha + (np.sqrt(hat.sigma_ve**2 - s**2) * std) * noise()), hat
 
 
+@register(order=1, evaluations="1", stochastic=False, source="Karras et al. 2022 (EDM), Eq. 1")
 def euler(
     denoise: Denoiser,
     x: State,

@@ -9,8 +9,10 @@ from itertools import pairwise
 from ..denoiser import Denoiser, State
 from ..process import Levels
 from .euler import churn
+from .registry import register
 
 
+@register(order=2, evaluations="2, 1 in the last", stochastic=False, source="Karras et al. 2022 (EDM), Algorithm 2")
 def heun(
     denoise: Denoiser,
     x: State,

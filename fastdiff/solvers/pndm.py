@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from ..denoiser import Denoiser, State
 from ..process import Level, Levels
+from .registry import register
 from .time_shift import TimeShift
 
 
@@ -20,6 +21,7 @@ def transfer(x: State, eps: State, here: Level, there: Level) -> State:
     return there.alpha * ((x - here.sigma * eps) / here.alpha) + there.sigma * eps
 
 
+@register(order=2, evaluations="1, 2 in the first", stochastic=False, source="Liu et al. 2022 (PNDM)")
 def s_pndm(
     denoise: Denoiser,
     x: State,
@@ -52,6 +54,7 @@ def s_pndm(
         yield x
 
 
+@register(order=4, evaluations="1, 4 in the first 3", stochastic=False, source="Liu et al. 2022 (PNDM)")
 def f_pndm(
     denoise: Denoiser,
     x: State,

@@ -18,6 +18,7 @@ from ..denoiser import Denoiser, State
 from ..errors import check_choice, check_count
 from ..prediction import PreviousX
 from ..process import CLEAN, VP, Level, Levels
+from .registry import register
 
 RULES = ("paper", "ts_dpm", "ts_adm")
 
@@ -143,6 +144,7 @@ def ts_dpm_timesteps(steps: int, T: int = 1000) -> list[int]:
     return [*range(1, T + 1, stride)][-2::-1]
 
 
+@register(order=1, evaluations="1", stochastic=False, source="Li et al. 2024 (TS-DDIM), Algorithm 3")
 def time_shift(
     denoise: Denoiser,
     x: State,
