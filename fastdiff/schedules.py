@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import check_count, check_positive
+from .errors import check_choice, check_count, check_positive
 
 Array = NDArray[np.float64]
 
@@ -69,10 +69,18 @@ def vp(n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: float = 1e-3)
 
 
 def vp_limits(n: int, sigma_min: float, sigma_max: float, eps_s: float = 1e-3) -> Array:
-    """As `vp`, with beta_d and beta_min solved so that the grid ends exactly at the limits (EDM's ablation sampler)."""
+    """As `vp`, with the beta_d and beta_min of `vp_betas`: the grid ends exactly at the limits (EDM's ablation sampler)."""
     _limits(n, sigma_min, sigma_max)
+    return vp(n, *vp_betas(sigma_min, sigma_max, eps_s), eps_s)
+
+
+def vp_betas(sigma_min: float, sigma_max: float, eps_s: float = 1e-3) -> tuple[float, float]:
+    """(beta_d, beta_min) for which `sigma_vp` is sigma_min at eps_s and sigma_max at 1 (EDM's ablation sampler).
+
+    beta_min is below 0, and sigma_vp no number near t = 0, where log(1 + sigma_min^2) < eps_s^2 log(1 + sigma_max^2).
+    """
     beta_d = 2 * (math.log1p(sigma_min**2) / eps_s - math.log1p(sigma_max**2)) / (eps_s - 1)
-    return vp(n, beta_d, math.log1p(sigma_max**2) - 0.5 * beta_d, eps_s)
+    return beta_d, math.log1p(sigma_max**2) - 0.5 * beta_d
 
 
 def ve(n: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Array:
@@ -103,6 +111,56 @@ def iddpm(
         u[i - 1] = math.sqrt((u[i] ** 2 + 1) / max(float(abar[i - 1] / abar[i]), C_1) - 1)
     kept = u[(u >= sigma_min) & (u <= sigma_max)]
     return _terminated(kept[np.round((len(kept) - 1) * _ramp(n)).astype(int)])
+
+
+def beta_quantiles(n: int, sigma_min: float, sigma_max: float, alpha: float = 0.6, beta: float = 0.6) -> Array:
+    """Levels at quantiles of a beta distribution over [sigma_min, sigma_max], dense at both ends (Lee et al. 2024,
+    "Beta Sampling is All You Need"; diffusers' use_beta_sigmas). Needs SciPy."""
+    _limits(n, sigma_min, sigma_max)
+    check_positive("alpha", alpha)
+    check_positive("beta", beta)
+    try:
+        from scipy.special import betaincinv
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('schedule "beta" needs SciPy: pip install scipy') from error
+    return _terminated(sigma_min + betaincinv(alpha, beta, 1 - _ramp(n)) * (sigma_max - sigma_min))
+
+
+def laplace(n: int, sigma_min: float, sigma_max: float, mu: float = 0.0, scale: float = 0.5) -> Array:
+    """log sigma at evenly spaced quantiles of a Laplace distribution, dense around log sigma = mu, both limits kept
+    (Hang et al. 2024, "Improved Noise Schedule for Diffusion Training", Table 1).
+
+    Args:
+        mu, scale: location and scale of log sigma.
+    """
+    _limits(n, sigma_min, sigma_max)
+    check_positive("scale", scale)
+    ends = np.log([sigma_min, sigma_max]) - mu
+    low, high = 0.5 * (1 - np.sign(ends) * np.expm1(-np.abs(ends) / scale))  # of the distribution function
+    half = low + (1 - _ramp(n)) * (high - low) - 0.5
+    with np.errstate(divide="ignore"):  # a limit so far out that its quantile is 1
+        sigmas = np.exp(mu - scale * np.sign(half) * np.log1p(-2 * np.abs(half)))
+    return _terminated(sigmas.clip(sigma_min, sigma_max))
+
+
+ALIGNED = {
+    "sd": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+"""Published levels of Sabour et al. 2024 for Stable Diffusion 1.5, Stable Diffusion XL and Stable Video Diffusion."""
+
+
+def align_your_steps(n: int, table: str = "sd") -> Array:
+    """The optimised levels of Sabour et al. 2024, "Align Your Steps", for a published model, 10 steps of it exactly;
+    other numbers of steps by interpolation of log sigma, as the authors do.
+
+    Args:
+        table: "sd", "sdxl" or "svd".
+    """
+    levels = np.log(ALIGNED[check_choice("table", table, ALIGNED)])
+    at = np.linspace(0, len(levels) - 1, check_count("n", n) + 1)
+    return _terminated(np.exp(np.interp(at, np.arange(len(levels)), levels))[:-1])
 
 
 # --- discrete processes ----------------------------------------------------------------------------------------------
@@ -139,6 +197,46 @@ def betas(name: str, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 
         return np.append(np.linspace(beta_start, beta_end, warm), np.full(T - warm, float(beta_end)))
     known = "linear, quad, const, jsd, sigmoid, warmup10, warmup50"
     raise ValueError(f"name must be one of {known}, got {name!r}")
+
+
+def sigmoid_betas(T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Array:
+    """Jabri et al. 2023, "Scalable adaptive computation", Alg. 3: alpha_bar falls as a sigmoid, scaled to 1 at t = 0
+    and 0 at t = 1; betas are at most 0.999.
+
+    Args:
+        start, end: the part of the sigmoid, start < end; tau: its temperature.
+    """
+    check_count("T", T)
+    check_positive("tau", tau)
+    if not start < end:
+        raise ValueError(f"start must be below end={end}, got {start}")
+    v = 1 / (1 + np.exp(-(start + (end - start) * np.arange(T + 1) / T) / tau))
+    abar = (v[-1] - v) / (v[-1] - v[0])
+    return np.minimum(1 - abar[1:] / abar[:-1], 0.999)
+
+
+def laplace_betas(T: int = 1000, mu: float = 0.0, scale: float = 0.5) -> Array:
+    """Hang et al. 2024, "Improved Noise Schedule for Diffusion Training": log SNR at evenly spaced quantiles of a
+    Laplace distribution, mu - scale sign(1/2 - t) ln(1 - 2 |1/2 - t|) at t = (i + 1/2) / T; betas at most 0.999."""
+    check_count("T", T)
+    check_positive("scale", scale)
+    half = 0.5 - (np.arange(T) + 0.5) / T
+    abar = 1 / (1 + np.exp(-(mu - scale * np.sign(half) * np.log1p(-2 * np.abs(half)))))
+    return np.minimum(1 - abar / np.append(1.0, abar[:-1]), 0.999)
+
+
+def zero_terminal_snr(betas: Array) -> Array:
+    """The betas of the same process shifted and scaled in sqrt(alpha_bar) so that its last step is pure noise: beta = 1
+    there (Lin et al. 2024, Algorithm 1). Predictions "v" and "x0" have a meaning there, "eps" has none.
+
+    Args:
+        betas: [T], T >= 2.
+    """
+    root = np.sqrt(np.cumprod(1 - np.asarray(betas, dtype=np.float64)))
+    if root.ndim != 1 or len(root) < 2:
+        raise ValueError(f"betas must be a 1-D list of two or more, got shape {list(root.shape)}")
+    abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return 1 - abar / np.append(1.0, abar[:-1])
 
 
 def space_timesteps(T: int, sections: str | int | Sequence[int]) -> list[int]:

@@ -1,0 +1,67 @@
+"""Which times of a discrete process a run visits, and the times of noise levels between its steps: all the spacings of
+diffusers with their off-by-ones. Everything is float64 NumPy on the host; times count from 0, the cleanest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import check_choice, check_count
+
+Array = NDArray[np.float64]
+
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+def spaced_timesteps(
+    T: int, n: int, spacing: str = "leading", offset: int = 0, *, extra: bool = False, rounded: bool = True
+) -> Array:
+    """`n` of the times 0 .. T - 1, noisiest first (Lin et al. 2024, "Common diffusion noise schedules and sample steps
+    are flawed", Table 2).
+
+    leading: 0, s, 2s, ... with the stride s = T // n, so the noisiest is far from T - 1; plus `offset`.
+    linspace: evenly from 0 to T - 1, both kept.
+    trailing: T, T - T/n, ..., rounded half to even, minus 1.
+
+    Args:
+        T, n: at least 1, n <= T.
+        offset: added to leading times (Stable Diffusion's steps_offset = 1).
+        extra: space n + 1 times and leave out the cleanest, where trailing stays as it is (DPM-Solver, UniPC, DEIS).
+        rounded: False keeps the fractions of linspace (Euler, Heun, LMS, KDPM2).
+
+    Returns:
+        [n] decreasing times.
+    """
+    check_choice("spacing", spacing, SPACINGS)
+    points = check_count("n", n) + extra
+    if points > check_count("T", T):
+        raise ValueError(f"n must be at most {T - extra} of the T={T} times, got {n}")
+    if spacing == "trailing":
+        return np.arange(T, 0, -T / n, dtype=np.float64)[:n].round() - 1.0
+    if spacing == "leading":
+        times = np.arange(points) * (T // points) + float(check_count("offset", offset, 0))
+    else:
+        times = np.linspace(0, T - 1, points)
+        times = times.round() if rounded else times
+    times = times[::-1][:n]
+    if times[0] > T - 1:
+        raise ValueError(f"offset must leave the times below T={T}, got {offset} for {n} leading times")
+    return times
+
+
+def time_at_sigma(sigma: ArrayLike, table: ArrayLike) -> NDArray[Any]:
+    """The fractional times at which a process has noise levels `sigma`, by interpolation in log sigma (k-diffusion's
+    sigma_to_t); levels outside the table get its first or last time.
+
+    Args:
+        sigma: levels in VE terms, any shape, > 0.
+        table: [T] increasing levels of the process in VE terms.
+    """
+    logs = np.log(np.asarray(table, dtype=np.float64))
+    wanted = np.log(np.maximum(np.asarray(sigma, dtype=np.float64), 1e-10))
+    below = (np.searchsorted(logs, wanted, side="right") - 1).clip(0, len(logs) - 2)
+    w = ((logs[below] - wanted) / (logs[below] - logs[below + 1])).clip(0, 1)
+    return (1 - w) * below + w * (below + 1)
