@@ -56,7 +56,7 @@ class _InTime(Process):
             times = times[:-1]
         if not times or not all(0 < t <= 1 for t in times) or any(b >= a for a, b in pairwise(times)):
             raise ValueError(f"timesteps must be strictly decreasing times in (0, 1], got {list(values)!r}")
-        return Levels([*map(self.level, times), CLEAN], self)
+        return Levels([*map(self.level, times), CLEAN], self, [*times, 0.0])
 
 
 class Flow(_InTime):
@@ -81,17 +81,20 @@ class SDEProcess(_InTime):
 
     Args:
         sde: `fastdiff.sde.VESDE`, `VPSDE` or `subVPSDE`.
-        continuous: whether the model was trained at all times, or on the chain of N.
+        continuous: whether the model was trained at all times, or on the chain of N; then a time has the alpha and the
+            sigma of the chain's step that the model takes it for (sub-VP has no chain).
     """
 
     def __init__(self, sde: SDE, continuous: bool = True):
         self.sde, self.continuous = sde, continuous
         self.last = sde.eps
+        self.integer_time = not sde.label(torch.ones(1), continuous).is_floating_point()
 
     def level(self, t: float) -> Level:
         time = torch.tensor([t], dtype=torch.float64)
-        numbers = (self.sde.alpha(time), self.sde.sigma(time), self.sde.label(time, self.continuous))
-        return Level(*(float(number) for number in numbers))
+        label = float(self.sde.label(time, self.continuous))
+        alpha, sigma = self.sde.moments(time, self.continuous)
+        return Level(float(alpha), float(sigma), label)
 
     def level_at_sigma(self, sigma_ve: float) -> Level:
         return self.level(float(self.sde.time(torch.tensor([sigma_ve], dtype=torch.float64))))

@@ -39,11 +39,17 @@ CLEAN = Level(1.0, 0.0, 0.0)
 
 
 class Levels(Sequence[Level]):
-    """The levels of one run, noisiest first, the last one usually clean: `steps` + 1 of them."""
+    """The levels of one run, noisiest first, the last one usually clean: `steps` + 1 of them.
 
-    def __init__(self, levels: Sequence[Level], process: Process):
+    Attributes:
+        process: for steps that leave the grid.
+        times: [steps + 1] of a process in continuous time (`fastdiff.continuous`), the last one 0; None of others.
+    """
+
+    def __init__(self, levels: Sequence[Level], process: Process, times: Sequence[float] | None = None):
         self._levels = list(levels)
-        self.process = process  # for steps that leave the grid
+        self.process = process
+        self.times = None if times is None else np.array(times, dtype=np.float64)
 
     def __getitem__(self, i):  # type: ignore[no-untyped-def]
         return self._levels[i]
@@ -58,6 +64,10 @@ class Levels(Sequence[Level]):
     def at_sigma(self, sigma_ve: float) -> Level:
         """The level of a noise in VE terms (churn)."""
         return self.process.level_at_sigma(sigma_ve)
+
+    def between(self, sigma_ve: float) -> Level:
+        """The level of a stage inside a step: as `at_sigma`, but no VE level is rounded for it."""
+        return self.process.level_between(sigma_ve)
 
     @property
     def alphas_cumprod(self) -> Array:
@@ -89,6 +99,10 @@ class Process:
     def level_at_sigma(self, sigma_ve: float) -> Level:
         """The level whose noise in VE terms is `sigma_ve` (rounded to what the process has)."""
         raise NotImplementedError
+
+    def level_between(self, sigma_ve: float) -> Level:
+        """The level of a stage inside a solver's step; that of `level_at_sigma` unless a process knows better."""
+        return self.level_at_sigma(sigma_ve)
 
     def prior_std(self, first: Level) -> float:
         """Standard deviation of the state a run starts from."""
@@ -141,6 +155,9 @@ class VE(Process):
     def level_at_sigma(self, sigma_ve: float) -> Level:
         sigma = float(self.round_sigma(sigma_ve))
         return Level(1.0, sigma, sigma)
+
+    def level_between(self, sigma_ve):  # type: ignore[no-untyped-def]
+        return Level(1.0, sigma_ve, sigma_ve)
 
     def prior_std(self, first: Level) -> float:
         return first.sigma

@@ -110,6 +110,20 @@ class SDE:
         1 (VE). On VP's chain sigma is that of the step below t."""
         raise NotImplementedError
 
+    def moments(self, t: Tensor, continuous: bool = True) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) of x_t, float64 [B]; if not `continuous`, those of the chain's step that `label` tells of."""
+        return self.alpha(t), self.sigma(t)
+
+    def with_chain(self, N: int) -> SDE:
+        """The same SDE, with a chain of N steps."""
+        if N == self.N:
+            return self
+        tables = [k for k in vars(self) if isinstance(getattr(type(self), k, None), cached_property)]
+        other = object.__new__(type(self))
+        kept = {k: v for k, v in vars(self).items() if k not in tables}
+        vars(other).update(kept, N=check_count("N", N, 2), _on_device={})
+        return other
+
     def prior_logp(self, z: Tensor) -> Tensor:
         """ln of the prior's density at z [B, ...], in nats: float64 [B]."""
         flat = z.double().flatten(1)
@@ -176,9 +190,13 @@ class VPSDE(SDE):
         return t.double() * (999 if continuous else self.N - 1)
 
     def score_factor(self, t: Tensor, continuous: bool = True) -> Tensor:
+        return -1 / self.moments(t, continuous)[1]
+
+    def moments(self, t: Tensor, continuous: bool = True) -> tuple[Tensor, Tensor]:
         if continuous:
-            return -1 / self.sigma(t)
-        return -1 / (1 - self.table("alphas_cumprod", t.device)[self.step(t)]).sqrt()
+            return self.alpha(t), self.sigma(t)
+        abar = self.table("alphas_cumprod", t.device)[self.step(t)]
+        return abar.sqrt(), (1 - abar).sqrt()
 
     @cached_property
     def discrete_betas(self) -> Tensor:
@@ -214,8 +232,8 @@ class subVPSDE(VPSDE):
     def label(self, t: Tensor, continuous: bool = True) -> Tensor:
         return super().label(t)
 
-    def score_factor(self, t: Tensor, continuous: bool = True) -> Tensor:
-        return super().score_factor(t)
+    def moments(self, t: Tensor, continuous: bool = True) -> tuple[Tensor, Tensor]:
+        return super().moments(t)
 
 
 class VESDE(SDE):
@@ -262,6 +280,11 @@ class VESDE(SDE):
 
     def score_factor(self, t: Tensor, continuous: bool = True) -> Tensor:
         return torch.ones_like(t, dtype=torch.float64)
+
+    def moments(self, t: Tensor, continuous: bool = True) -> tuple[Tensor, Tensor]:
+        if continuous:
+            return self.alpha(t), self.sigma(t)
+        return self.alpha(t), self.table("discrete_sigmas", t.device).flip(0)[self.label(t, continuous)]
 
     @cached_property
     def discrete_sigmas(self) -> Tensor:
