@@ -65,7 +65,7 @@ class Levels(Sequence[Level]):
         """The level of a noise in VE terms (churn)."""
         return self.process.level_at_sigma(sigma_ve)
 
-    def between(self, sigma_ve: float) -> Level:
+    def between(self, sigma_ve: Any) -> Level:
         """The level of a stage inside a step: as `at_sigma`, but no VE level is rounded for it."""
         return self.process.level_between(sigma_ve)
 
@@ -100,7 +100,7 @@ class Process:
         """The level whose noise in VE terms is `sigma_ve` (rounded to what the process has)."""
         raise NotImplementedError
 
-    def level_between(self, sigma_ve: float) -> Level:
+    def level_between(self, sigma_ve: Any) -> Level:
         """The level of a stage inside a solver's step; that of `level_at_sigma` unless a process knows better."""
         return self.level_at_sigma(sigma_ve)
 
