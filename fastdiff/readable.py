@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,13 +30,44 @@ def run_on_tensors(sampler: Sampler, request: Request) -> Tensor:
     """
     if request.shape[0] > 1 and _choosing(sampler):
         return _one_at_a_time(sampler, request)
+    engine = tensor_engine(sampler, request)
+
+    def report(level: Level | None, x: Tensor, denoised: Tensor | None) -> None:
+        if request.report is not None:
+            request.report(-1 if level is None else engine.step, level, x, denoised)
+
+    denoise = sampler.denoiser(engine, sampler.levels)
+    x = start_state(sampler, request)
+    report(None, x, None)
+    state = None
+    assert not isinstance(sampler.solver, Driver)
+    for state in sampler.solver(denoise, x, sampler.levels, engine.noise, **sampler.options):
+        report(denoise.first_level, state, denoise.last_x0)
+        engine.step += 1
+        denoise.finish_step()
+    if state is None:
+        raise nothing_yielded(sampler.solver)
+    return state
+
+
+def start_state(sampler: Sampler, request: Request) -> Tensor:
+    """Where a run starts: the given state, or draw 0 as wide as the process's prior."""
+    if request.x_init is not None:
+        return request.x_init.clone()
+    return sampler.process.prior_std(sampler.levels[0]) * drawn(sampler, request, 0, -1)
+
+
+def drawn(sampler: Sampler, request: Request, draw: int, step: int) -> Tensor:
+    """Draw number `draw`, of the noise that the request came with or of its seeds."""
+    if request.noise is not None:
+        return request.noise(draw, step)
+    return ops.normal(request.seeds, request.shape, draw, sampler.dtype, sampler.backend)
+
+
+def tensor_engine(sampler: Sampler, request: Request) -> TensorEngine:
+    """What a solver's own lines run on: the network, the guidance terms and the noise of a request."""
     calls, size = request.callbacks(), request.shape
     calls.terms.start(size[0], sampler.device, sampler.dtype)
-
-    def noise(draw: int, step: int) -> Tensor:
-        if calls.noise is not None:
-            return calls.noise(draw, step)
-        return ops.normal(request.seeds, size, draw, sampler.dtype, sampler.backend)
 
     def told(time: float) -> Tensor:
         return torch.full((size[0],), time, dtype=torch.float64).to(sampler.time_dtype).to(sampler.device)
@@ -64,24 +96,8 @@ def run_on_tensors(sampler: Sampler, request: Request) -> Tensor:
         def both(term: int, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
             return calls.terms.both(term, x.to(sampler.model_dtype), told(time))
 
-    def report(level: Level | None, x: Tensor, denoised: Tensor | None) -> None:
-        if calls.report is not None:
-            calls.report(-1 if level is None else engine.step, level, x, denoised)
-
-    engine = TensorEngine(network, noise, Terms())
-    denoise = sampler.denoiser(engine, sampler.levels)
-    start = request.x_init
-    x = start.clone() if start is not None else sampler.process.prior_std(sampler.levels[0]) * noise(0, -1)
-    report(None, x, None)
-    state = None
-    assert not isinstance(sampler.solver, Driver)
-    for state in sampler.solver(denoise, x, sampler.levels, engine.noise, **sampler.options):
-        report(denoise.first_level, state, denoise.last_x0)
-        engine.step += 1
-        denoise.finish_step()
-    if state is None:
-        raise nothing_yielded(sampler.solver)
-    return state
+    engine = TensorEngine(network, partial(drawn, sampler, request), Terms())
+    return engine
 
 
 def _choosing(sampler: Sampler) -> bool:
@@ -100,29 +116,33 @@ def _levels(sampler: Sampler) -> list[Level | None]:
     return [event.level for event in events if isinstance(event, Report)]
 
 
+def sample_of(request: Request, b: int) -> Request:
+    """The request of sample b alone."""
+    batch, noise = request.shape[0], request.noise
+
+    def only(value: Any) -> Any:
+        return value[b : b + 1] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
+
+    return replace(
+        request,
+        shape=torch.Size([1, *request.shape[1:]]),
+        seeds=only(request.seeds),
+        x_init=only(request.x_init),
+        cond=pytree.tree_map(only, request.cond),
+        rows=1,
+        noise=None if noise is None else lambda draw, step: only(noise(draw, step)),
+    )
+
+
 def _one_at_a_time(sampler: Sampler, request: Request) -> Tensor:
     if any(getattr(term, "batch_window", False) for term in request.terms):
         raise ValueError("batch_window must be False for samples that run one at a time (boosting with compiled=False)")
     batch, reports = request.shape[0], []
 
-    def only(value: Any, b: int) -> Any:
-        return value[b : b + 1] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
-
     def alone(b: int) -> Tensor:
-        noise: Any = request.noise
         seen: list[Any] = []
         reports.append(seen)
-        one = replace(
-            request,
-            shape=torch.Size([1, *request.shape[1:]]),
-            seeds=only(request.seeds, b),
-            x_init=only(request.x_init, b),
-            cond=pytree.tree_map(lambda value: only(value, b), request.cond),
-            rows=1,
-            noise=None if noise is None else lambda draw, step: only(noise(draw, step), b),
-            report=lambda *report: seen.append(report),
-        )
-        return run_on_tensors(sampler, one)
+        return run_on_tensors(sampler, replace(sample_of(request, b), report=lambda *report: seen.append(report)))
 
     final = torch.cat([alone(b) for b in range(batch)])
     for level, *together in zip(_levels(sampler), *reports) if request.report is not None else ():
