@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from .ddim import ddim, ddim_inversion
 from .ddpm import ddpm
+from .dpmpp_multistep import dpm_multistep, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde
 from .euler import euler
 from .heun import heun
 from .pndm import f_pndm, s_pndm
 from .registry import FACTS, SOLVERS, Driver, Facts, Solver, check_options, get_solver, name_of, register
 from .time_shift import time_shift, ts_dpm_timesteps
+from .unipc import unipc
 
 __all__ = [
     "FACTS",
@@ -30,6 +32,10 @@ __all__ = [
     "ddim",
     "ddim_inversion",
     "ddpm",
+    "dpm_multistep",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
     "euler",
     "f_pndm",
     "get_solver",
@@ -39,4 +45,5 @@ __all__ = [
     "s_pndm",
     "time_shift",
     "ts_dpm_timesteps",
+    "unipc",
 ]

@@ -14,7 +14,7 @@ in this step (Runge-Kutta) or before it (multistep). Its moments are the phi fun
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -72,8 +72,8 @@ class Exponential:
 
     Attributes:
         h: lambda_end - lambda_start, above 0.
-        carry, std: coefficients of x and of a standard normal z (its Brownian interval is that of the step; for "eps"
-            it is driven in the time sigma_ve^2, for "x0" in sigma_ve^(-2 eta)).
+        carry, std: coefficients of x and of a standard normal z.
+        clock: z is a Brownian increment in the time sigma_ve^(-2 clock): noise(start, end, clock).
     """
 
     def __init__(self, start: Level, end: Level, predict: str = "x0", eta: float = 0.0):
@@ -81,6 +81,7 @@ class Exponential:
         self.h: Number = log_snr(end) - log_snr(start)
         clean = not isinstance(end.sigma, Chosen) and end.sigma == 0
         self.eta = eta = 0.0 if clean else eta
+        self.clock = -1.0 if predict == "eps" else eta
         if predict == "eps":
             if not isinstance(start.alpha, Chosen) and start.alpha == 0:
                 raise ValueError('predict must be "x0" for a step from alpha = 0, where noise says nothing of x_0')
@@ -106,6 +107,14 @@ class Exponential:
         """theta of a level: 0 at the start of the step, 1 at its end, negative before it."""
         return float((log_snr(level) - log_snr(self.start)) / self.h)
 
+    def weights(self, nodes: Sequence[float] = (0.0,), moments: Sequence[Number] | None = None) -> list[Number]:
+        """w_j for values of the model at `nodes` (theta): of the integral of the polynomial through them.
+
+        Args:
+            moments: what a rule replaces the exact moments by.
+        """
+        return quadrature(nodes, moments or [self.moment(k) for k in range(len(nodes))])
+
     def __call__(
         self,
         x: State,
@@ -113,10 +122,35 @@ class Exponential:
         nodes: Sequence[float] = (0.0,),
         moments: Sequence[Number] | None = None,
     ) -> State:
-        """The mean of x' from the model's `values` at `nodes` (theta); noise is the solver's to add, std times it.
+        """The mean of x' from the model's `values` at `nodes`; noise is the solver's to add, std times it."""
+        return sum((w * m for w, m in zip(self.weights(nodes, moments), values)), self.carry * x)
 
-        Args:
-            moments: what a rule replaces the exact ones by; left out, the polynomial is integrated exactly.
-        """
-        weights = quadrature(nodes, moments or [self.moment(k) for k in range(len(nodes))])
-        return sum((w * m for w, m in zip(weights, values)), self.carry * x)
+
+class Past:
+    """The model's values at the levels visited, the latest first, as a multistep method interpolates them.
+
+    Args:
+        order: how many are kept at most.
+        store: where each is made one tensor in memory (`Denoiser.store`); else it is read from what it is made of.
+    """
+
+    def __init__(self, order: int, store: Callable[[State], State] | None = None):
+        self._order, self._store = order, store
+        self._kept: list[tuple[Level, State]] = []
+
+    def add(self, level: Level, value: State) -> None:
+        """The latest value. One at the same level (a grid may repeat it) or at pure noise is no node beside it."""
+        value = self._store(value) if self._store else value
+        before = [(old, m) for old, m in self._kept if -math.inf < log_snr(old) < log_snr(level)]
+        self._kept = [(level, value), *before][: self._order]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def values(self, order: int) -> list[State]:
+        """The latest ones."""
+        return [value for _, value in self._kept[:order]]
+
+    def nodes(self, step: Exponential, order: int) -> list[float]:
+        """Their theta in a step from the latest level: 0, and negative ones."""
+        return [0.0, *(step.node(level) for level, _ in self._kept[1:order])]
