@@ -15,6 +15,15 @@ from .registry import register
 SQRT2_MINUS_1 = math.sqrt(2.0) - 1.0
 
 
+def require_signal(level: Level) -> None:
+    """Refuse a level of pure noise (alpha = 0), where VE terms are infinite."""
+    if level.sigma_ve == math.inf:
+        raise ValueError(
+            "process must have alpha > 0 at every level for this solver (at alpha = 0, the t = 1 of a flow, VE terms "
+            "are infinite); use solver 'ddim', or 'euler_ancestral' for an SDE"
+        )
+
+
 def churn(
     denoise: Denoiser,
     x: State,
@@ -30,12 +39,8 @@ def churn(
     gamma = min(S_churn / N, sqrt(2) - 1) for S_min <= sigma <= S_max, else 0, which draws nothing. Samples that a
     discriminator takes for fakes may have a larger S_churn (`guidance.Boosting`).
     """
+    require_signal(level)
     s, levels = level.sigma_ve, denoise.levels
-    if s == math.inf:
-        raise ValueError(
-            "process must have alpha > 0 at every level for solvers 'heun' and 'euler' (at alpha = 0, the t = 1 of a "
-            "flow, VE terms are infinite); use solver 'ddim'"
-        )
 
     def raised(amount: float) -> Level:
         gamma = min(amount / levels.steps, SQRT2_MINUS_1) if S_min <= s <= S_max else 0.0

@@ -144,6 +144,9 @@ def with_eta(solver: str, **defaults: Any) -> Rule:
 RULES: dict[str, Rule] = {
     "sample_euler": churned("euler"),
     "sample_heun": churned("heun"),
+    "sample_dpm_2": churned("dpm_2"),
+    "sample_euler_ancestral": with_eta("euler_ancestral"),
+    "sample_dpm_2_ancestral": with_eta("dpm_2_ancestral"),
     "sample_dpmpp_2m": Rule(lambda a: {"solver": "dpmpp_2m"}),
     "sample_dpmpp_2m_sde": with_eta("dpmpp_2m_sde", solver_type="midpoint"),
     "sample_dpmpp_3m_sde": with_eta("dpmpp_3m_sde"),
