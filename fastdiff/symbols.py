@@ -128,7 +128,10 @@ class Measured(Chosen):
         linear = ufunc in (np.add, np.subtract, np.negative, np.positive)
         linear = linear or (ufunc is np.multiply and sum(measured) == 1)
         if not known or not (linear or (ufunc is np.true_divide and measured == [True, False])):
-            _refuse("scaled by a product, a quotient or a function of measured numbers", "measure that number itself")
+            what = (
+                "scaled by a product, a quotient or a function of measured numbers, or by numbers of two measurements"
+            )
+            _refuse(what, "measure that number itself")
         constant = np.eye(1, len(self.values))[0]
         scaling = ufunc in (np.multiply, np.true_divide)
         parts = [i.values if isinstance(i, Measured) else i if scaling else i * constant for i in inputs]
