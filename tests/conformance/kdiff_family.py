@@ -147,6 +147,7 @@ RULES: dict[str, Rule] = {
     "sample_dpm_2": churned("dpm_2"),
     "sample_euler_ancestral": with_eta("euler_ancestral"),
     "sample_dpm_2_ancestral": with_eta("dpm_2_ancestral"),
+    "sample_lms": Rule(lambda a: {"solver": "lms", **a}, {"order": 4}),
     "sample_dpmpp_2m": Rule(lambda a: {"solver": "dpmpp_2m"}),
     "sample_dpmpp_2m_sde": with_eta("dpmpp_2m_sde", solver_type="midpoint"),
     "sample_dpmpp_3m_sde": with_eta("dpmpp_3m_sde"),
