@@ -69,7 +69,7 @@ class Coordinates:
         return (self.rate(sigma) * s / sigma) * (s * y - x0)
 
     def stage(self, hat: Level, following: Level, alpha: float, levels: Levels) -> tuple[Level, float]:
-        """The level at the fraction alpha of the step, and alpha: another one where a table has only a level near it."""
+        """The level at the fraction alpha of the step, and alpha: another one where a table has no level there."""
         if alpha == 1:
             return following, 1.0
         t = self.t(hat.sigma_ve)

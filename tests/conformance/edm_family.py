@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,6 @@ import torch
 
 import fastdiff
 from fastdiff import schedules
-from fastdiff.process import Level
-from fastdiff.solvers.euler import churn
 
 from .analytic import Denoiser
 from .cases import Case, compare, compare_results
@@ -40,36 +38,6 @@ ABLATION_DEFAULTS = ES_DEFAULTS | {
     "C_2": 0.008,
     "M": 1000,
 }
-# What fastdiff has today of the ablation sampler's choices.
-DISCRETIZATIONS = {"edm": schedules.karras}
-TIME_SCHEDULES = {"linear"}
-SCALINGS = {"none"}
-
-
-def second_order(
-    denoise: Any,
-    x: Any,
-    levels: Any,
-    noise: Any,
-    *,
-    alpha: float,
-    S_churn: float,
-    S_min: float,
-    S_max: float,
-    S_noise: float,
-) -> Iterator[Any]:
-    """The ablation sampler's family of two-stage methods (1/2: midpoint, 2/3: Ralston), as a user would write it."""
-    for level, following in pairwise(levels):
-        x, hat = churn(denoise, x, level, noise, S_churn, S_min, S_max, S_noise)
-        h = following.sigma - hat.sigma
-        d = (x - denoise(x, hat)) / hat.sigma
-        if following.sigma > 0:
-            between = hat.sigma + alpha * h
-            trial = x + (alpha * h) * d
-            d_between = (trial - denoise(trial, Level(1.0, between, between))) / between
-            d = (1 - 1 / (2 * alpha)) * d + (1 / (2 * alpha)) * d_between
-        x = x + h * d
-        yield x
 
 
 def arguments(case: Case) -> dict[str, Any]:
@@ -86,32 +54,49 @@ def sampler_options(case: Case, net: Denoiser) -> dict[str, Any]:
     """The arguments of `fastdiff.Sampler` that mean what the reference's arguments mean."""
     a = arguments(case)
     discretization = a.get("discretization", "edm")
-    if (
-        discretization not in DISCRETIZATIONS
-        or a.get("schedule", "linear") not in TIME_SCHEDULES
-        or a.get("scaling", "none") not in SCALINGS
-    ):
-        raise NotImplementedError(f"{case.id}: fastdiff has no such discretisation yet: {a}")
+    limits = default_limits(discretization, a.get("epsilon_s"))
+    lo, hi = (limit if given is None else given for limit, given in zip(limits, (a["sigma_min"], a["sigma_max"])))
+    lo, hi = max(lo, net.sigma_min), min(hi, net.sigma_max)
     options: dict[str, Any] = {
-        "process": fastdiff.EDM(
-            sigma_min=max(0.002 if a["sigma_min"] is None else a["sigma_min"], net.sigma_min),
-            sigma_max=min(80.0 if a["sigma_max"] is None else a["sigma_max"], net.sigma_max),
-            round_sigma=net.round_sigma,
-        ),
+        "process": fastdiff.EDM(lo, hi, net.round_sigma),
         "prediction": "x0",
-        "schedule": DISCRETIZATIONS[discretization],
-        "rho": a["rho"],
+        "schedule": grid_function(discretization, a, "as-is" in case.entry["precision"]),
         "steps": a["num_steps"],
-        "solver": a.get("solver", "heun"),
+        "solver": "heun",
         **{name: a[name] for name in ("S_churn", "S_min", "S_max", "S_noise")},
     }
     if "eps_scaler" in a:
         options["epsilon_scale"] = a["eps_scaler"]
         # EDM-ES scales both slopes in edm_sampler, only the first in ablation_sampler.
         options["epsilon_scale_mode"] = "first" if "solver" in a else "every"
-    if options["solver"] == "heun" and a.get("alpha", 1.0) != 1.0:
-        options |= {"solver": second_order, "alpha": a["alpha"]}
+    if "solver" in a:
+        options |= {
+            "solver": "edm_design_space",
+            "order": {"euler": 1, "heun": 2}[a["solver"]],
+            "alpha": a["alpha"],
+            "time": a["schedule"],
+            "scaling": a["scaling"],
+            "betas": schedules.vp_betas(lo, hi, a["epsilon_s"]),
+            "mixed_epsilon": True,
+        }
     return options
+
+
+def default_limits(discretization: str, epsilon_s: float | None) -> tuple[float, float]:
+    """The ablation sampler's sigma_min and sigma_max."""
+    if discretization == "vp":
+        return float(schedules.sigma_vp(epsilon_s)), float(schedules.sigma_vp(1.0))
+    return {"ve": (0.02, 100.0), "iddpm": (0.002, 81.0), "edm": (0.002, 80.0)}[discretization]
+
+
+def grid_function(discretization: str, a: Mapping[str, Any], as_is: bool) -> Callable[..., np.ndarray]:
+    """The schedule of a discretisation, a function of (n, sigma_min, sigma_max)."""
+    return {
+        "edm": lambda: partial(schedules.karras, rho=a["rho"]),
+        "ve": lambda: schedules.ve,
+        "vp": lambda: partial(schedules.vp_limits, eps_s=a["epsilon_s"]),
+        "iddpm": lambda: partial(schedules.iddpm, M=a["M"], C_1=a["C_1"], C_2=a["C_2"], float32_table=as_is),
+    }[discretization]()
 
 
 def replay(case: Case, route: str, dtype: torch.dtype = torch.float64, rounded: bool = False) -> dict[str, Any]:
@@ -119,7 +104,7 @@ def replay(case: Case, route: str, dtype: torch.dtype = torch.float64, rounded: 
     net = Denoiser.of(case)
     options = sampler_options(case, net)
     data = case.arrays
-    grid = options["process"].levels(options["steps"], options["schedule"], rho=options["rho"]).sigmas
+    grid = options["process"].levels(options["steps"], options["schedule"]).sigmas
     done = run(
         net,
         route,
@@ -130,8 +115,9 @@ def replay(case: Case, route: str, dtype: torch.dtype = torch.float64, rounded: 
         rounded=rounded,
         **options,
     )
+    scaled = done.states.new_tensor(1 / np.sqrt(1 + grid**2) if options.get("scaling") == "vp" else np.ones_like(grid))
     return {
-        "states": done.states,
+        "states": done.states * scaled.reshape(-1, 1, 1, 1, 1),
         "final": done.final,
         "sigmas": done.sampler.levels.sigmas,
         "sigma_hat": done.sigma_hat,
@@ -145,7 +131,7 @@ INPUTS = ("latents", "labels", "noise")
 
 
 def check(case: Case, route: str) -> None:
-    """edm/edm and edm/es."""
+    """edm/edm, edm/es and edm/ablation."""
     compare(case, replay(case, route), case.tolerance, inputs=INPUTS, label=route)
 
 

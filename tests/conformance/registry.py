@@ -38,6 +38,7 @@ ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {
     ("edm", "model"): edm_family.check_model,  # its guidance arrays: dg_family.check_model
     ("edm", "edm"): edm_family.check,
     ("edm", "es"): edm_family.check,
+    ("edm", "ablation"): edm_family.check,
     ("edm", "kdiff"): kdiff_family.check,
     ("edm", "dg"): dg_family.check,
     ("edm", "sedm"): dg_family.check,
@@ -55,12 +56,6 @@ ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {
 
 def postponed(case: Case) -> str | None:
     """Why a case of an implemented family is left for later, or None. A rule about arguments, never about a name."""
-    a = case.entry.get("args", {})
-    if case.folder == "edm" and case.family == "es":
-        wanted = {"discretization": "edm", "schedule": "linear", "scaling": "none"}
-        others = [f"{name}={a[name]}" for name, value in wanted.items() if a.get(name, value) != value]
-        if others:
-            return "epsilon scaling on another discretisation: " + ", ".join(others)
     if (case.folder, case.family) == ("edm", "kdiff") and kdiff_family.rule_of(case) is None:
         return f"no rule for k-diffusion's {case.entry['source']['function']} yet"
     return None

@@ -1,4 +1,4 @@
-"""EDM's sampler (edm/edm), EDM-ES (edm/es), closed-form denoisers (edm/model) and noise schedules (edm/schedules)."""
+"""EDM's samplers (edm, ablation), EDM-ES (es), closed-form denoisers (model) and noise schedules (schedules)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .registry import ROUTE_RUNNERS, TABLE_RUNNERS, implemented
 from .replay import COMPILED_ROUTE_PARAMS, ROUTE_PARAMS
 
 TABLES = ["schedules"]
-LOOPS = ["edm", "es"]
+LOOPS = ["edm", "es", "ablation"]
 MODELS = ["model"]
 FAMILIES = [("edm", family) for family in [*TABLES, *LOOPS, *MODELS]]
 
