@@ -1,4 +1,4 @@
-"""k-diffusion's sampling module without the training code that its package imports (scikit-image, wandb, torchvision)."""
+"""k-diffusion's sampling module, without the training code that its package imports (wandb, torchvision, ...)."""
 
 from __future__ import annotations
 

@@ -181,6 +181,8 @@ class Combination:
             _refuse(f"multiplied by {describe(scalar)}", "only numbers known on the host can scale it")
         if not all(map(math.isfinite, each(scalar))):
             raise ValueError(f"a traced state was multiplied by {scalar} in {_where()}")
+        if isinstance(scalar, Measured):  # what is not there stays free for another measurement
+            return Combination({atom: c * scalar for atom, c in self.terms.items() if isinstance(c, Chosen) or c != 0})
         factor = scalar if isinstance(scalar, Chosen) else float(scalar)
         return Combination({atom: coefficient * factor for atom, coefficient in self.terms.items()})
 
