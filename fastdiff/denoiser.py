@@ -7,7 +7,7 @@ lines for tensors and for symbols. Engines do what is not arithmetic: `TensorEng
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -34,6 +34,7 @@ class Evaluation(NamedTuple):
         x0: predicted x_0; output: the raw output F (its mean half); variance: the handle of the variance half.
         pushes: (weight, gradient) of the guidance terms with rule "mean".
         moved: what terms added to x_0 and not to `output`, for means that do not come from x_0; None for nothing.
+        unclipped: x_0 before `denoised_fn` and clipping.
     """
 
     x0: State
@@ -41,6 +42,7 @@ class Evaluation(NamedTuple):
     variance: Any
     pushes: Sequence[tuple[Any, State]] = ()
     moved: State | None = None
+    unclipped: State = None
 
 
 class Choice(NamedTuple):
@@ -107,6 +109,7 @@ class Denoiser:
         moves = {rule: self._moved(gradients, rule, level) for rule in ("x0", "clipped")}
         if moves["x0"] is not None:
             x0 = x0 + moves["x0"]
+        unclipped = x0
         if self.denoised_fn is not None:
             x0 = self.engine.apply(self.denoised_fn, x0)
         if self.clip is not None:
@@ -123,7 +126,7 @@ class Denoiser:
         self.last_x0 = x0
         pushes = [(weight, gradient) for term, weight, gradient in gradients if term.rule == "mean"]
         moved = [*added, *(move for move in moves.values() if move is not None)]
-        return Evaluation(x0, output, variance, pushes, sum(moved[1:], moved[0]) if moved else None)
+        return Evaluation(x0, output, variance, pushes, sum(moved[1:], moved[0]) if moved else None, unclipped)
 
     @staticmethod
     def _moved(gradients: Sequence[tuple[Gradient, Any, State]], rule: str, level: Level) -> State | None:
@@ -282,6 +285,7 @@ class TensorEngine:
         network: (x, time) -> output.
         noise: (draw, step) -> tensor.
         terms: what the guidance terms are asked, as `executor.TermCalls` but told numbers; None where there are none.
+        tensors: that the call brings, by name.
     """
 
     def __init__(
@@ -289,9 +293,31 @@ class TensorEngine:
         network: Callable[[Tensor, float], Tensor],
         noise: Callable[[int, int], Tensor],
         terms: Any = None,
+        tensors: Mapping[str, Tensor] | None = None,
     ):
-        self._network, self._noise, self._terms = network, noise, terms
+        self._network, self._noise, self._terms, self._tensors = network, noise, terms, tensors or {}
         self.step, self.draw = 0, 0
+
+    def given(self, name: str) -> Tensor:
+        """A tensor that the call brings; a copy, because a solver may write to it."""
+        return self._tensors[name].clone()
+
+    def latent(self) -> Tensor:
+        """Draw 0."""
+        return self._noise(0, -1)
+
+    def drawn(self, k: int) -> Tensor:
+        """Draw number k, that no solver makes."""
+        return self._noise(k, self.step)
+
+    def outside_mask(self, value: Tensor) -> Tensor:
+        """(1 - m) value, for the mask m that the call brings as log(1 - m)."""
+        return torch.exp(self._tensors["mask"]) * value
+
+    @staticmethod
+    def put(x: Tensor, value: Tensor) -> None:
+        """From here on x is `value`, for the solver that holds it too."""
+        x.copy_(value)
 
     def noise(self, start: Level | None = None, end: Level | None = None, eta: float = 1.0) -> Tensor:
         """The next draw; draw 0 is the initial latent."""
