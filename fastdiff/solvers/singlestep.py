@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from ..denoiser import Denoiser, State
-from ..errors import check_choice, check_count
+from ..errors import check_choice, check_finite
 from ..process import Level, Levels
 from .exponential import PREDICTIONS, Exponential, predicted
 from .registry import register
 
-RULES = ("midpoint", "heun")
+SOLVER_TYPES = ("midpoint", "heun")
+QUADRATICS = ("exact", "diffusers")
 NODES: dict[int, tuple[float, ...]] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
-ALGORITHMS = {"dpmsolver": ("eps", 0.0), "dpmsolver++": ("x0", 0.0), "sde-dpmsolver++": ("x0", 1.0)}
 
 Place = tuple[float, Level]  # (theta, the level there)
 
@@ -33,14 +33,14 @@ def between(levels: Levels, step: Exponential, theta: float) -> Place:
         ValueError: the process has no level there but the ends of the step.
     """
     start, end = step.start.sigma_ve, step.end.sigma_ve
-    level = levels.at_sigma(start ** (1 - theta) * end**theta)
+    level = levels.between(start ** (1 - theta) * end**theta)
     own = step.node(level)
     if not 1e-6 < own < 1 - 1e-6:
         raise ValueError(
             f"steps must be fewer: the process has no level between sigma / alpha = {start:.6g} and {end:.6g}, where "
             "this solver evaluates the model (a process of discrete timesteps rounds to them)"
         )
-    return own, level
+    return theta if abs(own - theta) < 1e-9 else own, level
 
 
 def stages(denoise: Denoiser, x: State, start: Level, places: Sequence[Place], predict: str) -> list[State]:
@@ -53,13 +53,23 @@ def stages(denoise: Denoiser, x: State, start: Level, places: Sequence[Place], p
     return values
 
 
-def advance(step: Exponential, x: State, values: Sequence[State], nodes: Sequence[float], rule: str) -> State:
-    """The mean of x at the end of the step, from the model's values at the nodes, by the rule."""
-    if rule == "heun" or len(nodes) == 1:
-        return step(x, values, nodes)
-    if len(nodes) == 2:
-        return step(x, values, nodes, [step.moment(0), step.moment(0) / 2])
-    return step(x, [values[0], values[-1]], [nodes[0], nodes[-1]])
+def advance(
+    step: Exponential,
+    x: State,
+    values: Sequence[State],
+    nodes: Sequence[float],
+    solver_type: str = "midpoint",
+    quadratic: str = "exact",
+) -> State:
+    """The mean of x at the end of the step, from the model's values at the nodes."""
+    if solver_type == "midpoint" and len(nodes) == 3:
+        return step(x, values[::2], nodes[::2])
+    moments = [step.moment(k) for k in range(len(nodes))]
+    if solver_type == "midpoint" and len(nodes) == 2:
+        moments[1] = moments[0] / 2
+    if quadratic == "diffusers" and len(nodes) == 3 and step.predict == "x0" and step.eta > 0:
+        moments[2] = moments[2] - 2 * step.end.alpha
+    return step(x, values, nodes, moments)
 
 
 @register(order=2, evaluations="order", stochastic=False, source="Hochbruck & Ostermann 2005; Zhang et al. 2023 (RES)")
@@ -71,19 +81,19 @@ def exponential_rk(
     *,
     order: int = 2,
     predict: str = "x0",
-    rule: str = "heun",
+    solver_type: str = "heun",
     c2: float | None = None,
     c3: float | None = None,
 ) -> Iterator[State]:
     """Explicit exponential Runge-Kutta of order 1, 2 or 3 in lambda, its inner points at theta = c2 (and c3).
 
-    rule="heun" is RES (the weights phi_k that solve the stiff order conditions); rule="midpoint" is DPM-Solver-2 and -3
-    (predict="eps"; Lu et al. 2022a, Algorithms 1 and 2) and DPM-Solver++(2S) (predict="x0"; Lu et al. 2022b, Algorithm
-    1). c2 is 1/2 at order 2; c2 and c3 are 1/3 and 2/3 at order 3. A step to clean data is of order 1.
+    "heun" is RES, whose weights phi_k solve the stiff order conditions; "midpoint" is DPM-Solver-2 and -3 ("eps"; Lu et
+    al. 2022a, Algorithms 1 and 2) and DPM-Solver++(2S) ("x0"; Lu et al. 2022b, Algorithm 1). c2 is 1/2 at order 2; c2
+    and c3 are 1/3 and 2/3 at order 3. A step to clean data is of order 1.
     """
     check_choice("order", order, NODES)
     check_choice("predict", predict, PREDICTIONS)
-    check_choice("rule", rule, RULES)
+    check_choice("solver_type", solver_type, SOLVER_TYPES)
     given = [c for c in (c2, c3) if c is not None]
     nodes = given if given else NODES[order]
     if len(nodes) != order - 1 or any(not a < b for a, b in pairwise([0.0, *nodes, 1.0])) or (c2 is None and given):
@@ -92,61 +102,51 @@ def exponential_rk(
         step = Exponential(level, following, predict)
         places = [between(levels, step, theta) for theta in nodes] if following.sigma > 0 else []
         values = stages(denoise, x, level, places, predict)
-        x = advance(step, x, values, [0.0, *(theta for theta, _ in places)], rule)
+        x = advance(step, x, values, [0.0, *(theta for theta, _ in places)], solver_type)
         yield x
-
-
-def grouped_orders(steps: int, order: int, lower_order_final: bool, clean: bool) -> list[int]:
-    """The order of every step of diffusers' single-step scheduler: 1, 2, .., order again and again.
-
-    The last step is of order 1 if it is to clean data, or with `lower_order_final` if it would complete a group.
-    """
-    orders = [1 + i % order for i in range(steps)]
-    if clean or (lower_order_final and steps % order == 0):
-        orders[-1] = 1
-    return orders
 
 
 @register(
     order=2,
     evaluations="1",
     stochastic=False,
-    source="Lu et al. 2022a, Algorithms 1-2; Lu et al. 2022b, Algorithm 1; on adjacent grid points as in diffusers",
+    source="Lu et al. 2022a, Algorithms 1-2; 2022b, Algorithm 1; on the grid's own levels as in diffusers",
 )
-def dpm_solver_singlestep(
+def dpm_singlestep(
     denoise: Denoiser,
     x: State,
     levels: Levels,
     noise: Callable[..., State],
     *,
+    predict: str = "x0",
     order: int = 2,
-    algorithm: str = "dpmsolver++",
-    rule: str = "midpoint",
-    lower_order_final: bool = False,
+    eta: float = 0.0,
     S_noise: float = 1.0,
+    solver_type: str = "midpoint",
+    quadratic: str = "exact",
+    lower_order_final: bool = False,
 ) -> Iterator[State]:
-    """DPM-Solver(++) whose inner points are the grid's own: `order` steps of the grid make one of the method.
+    """DPM-Solver ("eps") or DPM-Solver++ ("x0") whose inner points are the grid's: `order` of its steps make one.
 
-    Every level is reached from the first of its group, with the order that its place in the group allows, so a state is
-    only as good as order 1 at the first level of a group. "sde-dpmsolver++" draws at every level, for the whole
-    interval since its group began.
-
-    Args:
-        algorithm: "dpmsolver" (noise prediction), "dpmsolver++" (data prediction), "sde-dpmsolver++" (its reverse SDE).
-        rule: "midpoint" or "heun".
-        lower_order_final: the last step is of order 1 (always if it is to clean data).
+    Every level is reached from the first of its group, in the order that its place there allows; with eta > 0 by a draw
+    of its own for the whole interval since. A last step to clean data is of order 1, and with `lower_order_final` one
+    that would complete a group. quadratic="diffusers" has its wrong sign in the last term of order 3, heun, eta > 0.
     """
-    check_choice("order", check_count("order", order), NODES)
-    check_choice("rule", rule, RULES)
-    predict, eta = ALGORITHMS[check_choice("algorithm", algorithm, ALGORITHMS)]
-    orders = grouped_orders(levels.steps, order, lower_order_final, levels[-1].sigma == 0)
-    start, first, values, group = levels[0], x, [], []
-    for (level, following), place in zip(pairwise(levels), orders):
-        if place == 1:
-            start, first, values, group = level, x, [], []
-        values, group = [*values, predicted(denoise, x, level, predict)], [*group, level]
+    check_choice("predict", predict, PREDICTIONS)
+    check_choice("order", order, NODES)
+    check_choice("solver_type", solver_type, SOLVER_TYPES)
+    check_choice("quadratic", quadratic, QUADRATICS)
+    check_finite("eta", eta)
+    group: list[tuple[Level, State]] = []
+    start, first = levels[0], x
+    for n, (level, following) in enumerate(pairwise(levels)):
+        last = n == levels.steps - 1 and (following.sigma == 0 or (lower_order_final and levels.steps % order == 0))
+        if n % order == 0 or last:
+            start, first, group = level, x, []
+        group.append((level, predicted(denoise, x, level, predict)))
         step = Exponential(start, following, predict, eta)
-        x = advance(step, first, values, [step.node(inner) for inner in group], rule)
-        if step.std > 0 and S_noise > 0:
-            x = x + (S_noise * step.std) * noise(start, following, eta)
+        nodes = [0.0, *(step.node(inner) for inner, _ in group[1:])]
+        x = advance(step, first, [value for _, value in group], nodes, solver_type, quadratic)
+        if step.std > 0:
+            x = x + S_noise * step.std * noise(start, following, step.clock)
         yield x

@@ -92,6 +92,14 @@ class Rule:
             compare_results(case, {"noise_sigmas": told}, wanted, case.tolerance, label=route)
 
 
+class OwnSteps(Rule):
+    """A function that makes its levels itself, between a first and a last one."""
+
+    def recorded(self, done: Run) -> dict[str, Any]:
+        """The levels of its callbacks are where its steps begin."""
+        return {**super().recorded(done), "cb_sigma": done.sigma_hat}
+
+
 def given_grid(case: Case) -> list[float] | None:
     """The grid that the case's `sigmas_from` describes; None where there is none."""
     described = case.entry.get("sigmas_from")
@@ -141,6 +149,12 @@ def with_eta(solver: str, **defaults: Any) -> Rule:
     )
 
 
+def fast(a: dict[str, Any]) -> dict[str, Any]:
+    """DPM-Solver-fast: `n` evaluations from sigma_max to sigma_min."""
+    ends = {"sigmas": [a["sigma_max"], a["sigma_min"]], "evaluations": a["n"]}
+    return {"solver": "dpm_fast", "eta": a["eta"], "S_noise": a["s_noise"], **ends}
+
+
 RULES: dict[str, Rule] = {
     "sample_euler": churned("euler"),
     "sample_heun": churned("heun"),
@@ -151,6 +165,9 @@ RULES: dict[str, Rule] = {
     "sample_dpmpp_2m": Rule(lambda a: {"solver": "dpmpp_2m"}),
     "sample_dpmpp_2m_sde": with_eta("dpmpp_2m_sde", solver_type="midpoint"),
     "sample_dpmpp_3m_sde": with_eta("dpmpp_3m_sde"),
+    "sample_dpmpp_2s_ancestral": with_eta("dpmpp_2s_ancestral"),
+    "sample_dpmpp_sde": with_eta("dpmpp_sde", r=0.5),
+    "sample_dpm_fast": OwnSteps(fast, {"sigma_min": None, "sigma_max": None, "n": None, "eta": 0.0, "s_noise": 1.0}),
 }
 
 
