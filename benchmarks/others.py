@@ -7,7 +7,6 @@ import importlib.util
 import sys
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 
 def k_diffusion_sampling() -> Any:
@@ -20,8 +19,14 @@ def k_diffusion_sampling() -> Any:
     package, vision, transforms = (ModuleType(n) for n in ("k_diffusion", "torchvision", "torchvision.transforms"))
     package.__path__ = list(found.submodule_search_locations)
     transforms.functional = None  # type: ignore[attr-defined]
-    names = {"k_diffusion": package, "torchvision": vision, "torchvision.transforms": transforms}
-    with patch.dict(sys.modules, names):
-        module = importlib.import_module("k_diffusion.sampling")
-    sys.modules["k_diffusion.sampling"] = module
-    return module
+    instead = {"k_diffusion": package, "torchvision": vision, "torchvision.transforms": transforms}
+    before = {name: sys.modules.get(name) for name in instead}
+    sys.modules |= instead
+    try:
+        return importlib.import_module("k_diffusion.sampling")
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
