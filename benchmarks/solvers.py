@@ -61,7 +61,7 @@ def own(name: str, steps: int) -> tuple[fastdiff.Sampler, Run]:
     prediction = "x0" if process == "edm" else "eps"
     sampler = fastdiff.Sampler(network, process=process, prediction=prediction, solver=name, steps=steps, check=False)
     start, seeds = torch.zeros(SHAPE), torch.zeros(1, dtype=torch.int64)
-    given = {"x_init": start} if name in ("ddim_inversion",) else {}
+    given: dict[str, Any] = {"x_init": start} if name in ("ddim_inversion",) else {}
     return sampler, partial(sampler, SHAPE, seeds=seeds, **given)
 
 
