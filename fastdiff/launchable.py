@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Sequence
 from itertools import permutations
 
-import numpy as np
-
-from .symbols import Atom, Buffer, Chosen, Clip, Measured, Number, Scaled, chosen_by, each
-
-_DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside the largest are rounding of an exact 0
+from .symbols import DUST, Atom, Buffer, Chosen, Clip, Measured, Number, Scaled, chosen_by, each
 
 
 def merge(into: dict, terms: dict, factor: float) -> None:
@@ -56,7 +52,7 @@ def size(c: Number) -> float:
 
 def _least(c: Number, largest: float) -> float:
     """What a coefficient must exceed to be more than rounding; one yet to be measured counts unless it is 0."""
-    return 0.0 if isinstance(c, Measured) else _DUST * largest
+    return 0.0 if isinstance(c, Measured) else DUST * largest
 
 
 def key_of(c: Number) -> Hashable:

@@ -27,6 +27,8 @@ import torch
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
+DUST = 8 * float(np.finfo(np.float64).eps)  # coefficients this small beside the largest are rounding of an exact 0
+
 
 class Atom:
     """A leaf of a combination; compared by identity."""
