@@ -110,6 +110,12 @@ class SDE:
         1 (VE). On VP's chain sigma is that of the step below t."""
         raise NotImplementedError
 
+    def ancestral_noise(self, t: Tensor) -> Tensor:
+        """The noise of the chain's ancestral step over the G of `discretize` (Song et al. 2021, appendix F)."""
+        raise ValueError(
+            f"sde must be 'vp' or 've' for score_sde's ancestral sampling, which has no rule for {self.name!r}"
+        )
+
     def moments(self, t: Tensor, continuous: bool = True) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) of x_t, float64 [B]; if not `continuous`, those of the chain's step that `label` tells of."""
         return self.alpha(t), self.sigma(t)
@@ -186,6 +192,9 @@ class VPSDE(SDE):
         beta = self.table("discrete_betas", t.device)[self.step(t)]
         return (1 - beta).sqrt() - 1, beta.sqrt()
 
+    def ancestral_noise(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t, dtype=torch.float64)
+
     def label(self, t: Tensor, continuous: bool = True) -> Tensor:
         return t.double() * (999 if continuous else self.N - 1)
 
@@ -202,7 +211,10 @@ class VPSDE(SDE):
     def discrete_betas(self) -> Tensor:
         """float64 [N], cleanest first."""
         if self.beta_max > self.N:
-            raise ValueError(f"N must be at least beta_max={self.beta_max} for a chain, got {self.N}")
+            raise ValueError(
+                f"N, the steps of a chain, must be at least beta_max={self.beta_max} (beta_max / N is a variance), "
+                f"got {self.N}"
+            )
         return torch.linspace(self.beta_min / self.N, self.beta_max / self.N, self.N, dtype=torch.float64)
 
     @cached_property
@@ -228,6 +240,9 @@ class subVPSDE(VPSDE):
 
     def discretize(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return SDE.discretize(self, t)
+
+    def ancestral_noise(self, t: Tensor) -> Tensor:
+        return SDE.ancestral_noise(self, t)
 
     def label(self, t: Tensor, continuous: bool = True) -> Tensor:
         return super().label(t)
@@ -271,9 +286,17 @@ class VESDE(SDE):
         return self.sigma(t) * math.sqrt(2 * self._log_ratio)
 
     def discretize(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        here, before = self._neighbours(t)
+        return self.drift(t), (here.square() - before.square()).sqrt()
+
+    def ancestral_noise(self, t: Tensor) -> Tensor:
+        here, before = self._neighbours(t)
+        return before / here
+
+    def _neighbours(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma of the chain at t, and of the step below it, 0 below the last."""
         step, sigmas = self.step(t), self.table("discrete_sigmas", t.device)
-        before = torch.where(step > 0, sigmas[(step - 1).clamp(min=0)], 0.0)
-        return self.drift(t), (sigmas[step].square() - before.square()).sqrt()
+        return sigmas[step], torch.where(step > 0, sigmas[(step - 1).clamp(min=0)], 0.0)
 
     def label(self, t: Tensor, continuous: bool = True) -> Tensor:
         return self.sigma(t) if continuous else ((self.T - t.double()) * (self.N - 1)).round().long()

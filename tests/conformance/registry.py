@@ -12,6 +12,7 @@ from . import (
     likelihood_family,
     loss_family,
     score_family,
+    sde_family,
     tables,
     ts_family,
 )
@@ -50,6 +51,9 @@ ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {
     ("ddpm", "es_p_sample"): ddpm_family.check,
     ("ddpm", "es_ddim"): ddpm_family.check,
     ("ddpm", "ts_dpm"): ts_family.check,
+    ("ddpm", "sde_pc"): sde_family.check_pc,
+    ("ddpm", "ncsnv1_ald"): sde_family.check_ald,
+    ("ddpm", "ncsnv2_ald"): sde_family.check_ald,
     ("ddpm", "ts_adm_ddim"): ts_family.check,
 }
 

@@ -13,6 +13,7 @@ from . import (
     test_likelihood,
     test_losses,
     test_score,
+    test_sde_samplers,
     test_time_shift,
 )
 from .cases import KNOWN_FAMILIES, ROOT, all_cases, data_folders
@@ -47,6 +48,7 @@ def test_every_implemented_family_is_tested_in_one_file():
         test_losses,
         test_likelihood,
         test_score,
+        test_sde_samplers,
     )
     tested = [family for file in files for family in file.FAMILIES]
     assert sorted(tested) == sorted([*TABLE_RUNNERS, *ROUTE_RUNNERS])
