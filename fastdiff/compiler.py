@@ -357,7 +357,7 @@ class _Compiler:
         if atom not in self.slots:
             self.slots[atom] = self._new_slot(_name(atom))
             if isinstance(atom, Buffer) and not isinstance(atom, NoiseBuffer) and atom.event < 0:
-                self.plan.x_init = self.slots[atom]
+                self.plan.given[atom.name] = self.slots[atom]
         return self.slots[atom]
 
     def _slot_of(self, value: Combination) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -93,8 +93,10 @@ class Request:
     Attributes:
         model, terms: the network `(x, t, **cond)` and the guidance terms.
         shape: [B, ...]; seeds: int64 [B]; x_init: [B, ...] or None; cond: keywords of the model and the terms.
+        more: other tensors [B, ...] that the plan reads, by name.
         rows: how many of the B samples are wanted; the others fill up a batch.
         noise, report, tick: as in `Callbacks`.
+        start, upwards: see `course.Kind`.
     """
 
     model: Callable[..., Tensor]
@@ -107,6 +109,21 @@ class Request:
     noise: Callable[[int, int], Tensor] | None = None
     report: Callable[[int, Level | None, Tensor, Tensor | None], None] | None = None
     tick: Callable[[int], None] | None = None
+    more: dict[str, Tensor] = field(default_factory=dict)
+    start: int = 0
+    upwards: bool = False
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """The tensors that the plan reads, by name."""
+        return self.more if self.x_init is None else {"x_init": self.x_init, **self.more}
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """The fields of the `course.Kind` of plan that it needs."""
+        tensors = {name: name in self.given for name in ("x_init", "image", "mask")}
+        seen = {"noise": self.noise is not None, "observe": self.report is not None}
+        return {**tensors, **seen, "start": self.start, "upwards": self.upwards}
 
     @property
     def called(self) -> list[Any]:
@@ -247,7 +264,7 @@ class Executor:
     def run(self, request: Request) -> Tensor:
         """The final state, [B, ...] in the state's dtype."""
         numbers = self.numbers.for_batch(request.shape[0])
-        walk = Walk(self, self._tables, numbers, request.shape, request.seeds, request.x_init, request.callbacks())
+        walk = Walk(self, self._tables, numbers, request.shape, request.seeds, request.given, request.callbacks())
         walk.advance(len(self.plan.items))
         return walk.final
 
@@ -272,7 +289,7 @@ class Walk:
 
     Args:
         tables: of `Executor.tables`; numbers: for the batch.
-        seeds: int64 [B], x_init: [B, ...] or None.
+        seeds: int64 [B], given: the tensors [B, ...] that the plan reads, by name.
 
     Only memory of the arguments is read, so that the same work can be done again with other values in it.
     """
@@ -284,14 +301,14 @@ class Walk:
         numbers: Numbers,
         shape: torch.Size,
         seeds: Tensor,
-        x_init: Tensor | None,
+        given: Mapping[str, Tensor],
         calls: Callbacks,
     ):
         self._executor, self._plan, self._calls = executor, executor.plan, calls
         self._shape, self._seeds = shape, seeds
         self._slots: list[Tensor | None] = [None] * len(self._plan.names)
-        if self._plan.x_init is not None:
-            self._slots[self._plan.x_init] = x_init
+        for name, slot in self._plan.given.items():
+            self._slots[slot] = given[name]
         self._tables, self._numbers = iter(tables), numbers
         self._noise = deque(self._plan.noise)
         self._at = 0

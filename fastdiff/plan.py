@@ -120,7 +120,7 @@ class Plan:
     Attributes:
         items: in order of execution.
         names: of every slot.
-        x_init: slot of the starting state, if it is given and read.
+        given: slots of the tensors that a call brings and the run reads (the starting state, an image, ...), by name.
         noise: noise handed in as tensors, in the order of the draws, with its slot (None: drawn, but not read).
         final: slot of the result.
         dead: for every item, the slots nothing after it reads.
@@ -128,7 +128,7 @@ class Plan:
 
     items: list[Launch | Call] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    x_init: int | None = None
+    given: dict[str, int] = field(default_factory=dict)
     noise: list[tuple[NoiseBuffer, int | None]] = field(default_factory=list)
     final: int = -1
     dead: list[list[int]] = field(default_factory=list)
@@ -178,7 +178,9 @@ class Plan:
             counts = tuple(len(each(number)) for number in event.numbers)
             made = tuple(item.slots), item.output, item.variance, item.second, item.rows
             items.append((type(event), seen, counts, made))
-        return Structure((tuple(items), self.x_init, tuple(slot for _, slot in self.noise), self.final, *more))
+        return Structure(
+            (tuple(items), tuple(self.given.items()), tuple(slot for _, slot in self.noise), self.final, *more)
+        )
 
     def parallel(self, at: int) -> int:
         """How many items from number `at` on are network and guidance of one evaluation; 0 if there are not both."""

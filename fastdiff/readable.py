@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import ops
+from .course import Kind, course
 from .denoiser import TensorEngine
 from .executor import Request
 from .process import Level
-from .solvers import Driver
 from .symbols import NotLinearError
 from .trace import Choose, Report
 
@@ -28,24 +28,20 @@ def run_on_tensors(sampler: Sampler, request: Request) -> Tensor:
 
     Where samples choose their levels by what they hold, they run one at a time.
     """
-    if request.shape[0] > 1 and _choosing(sampler):
+    if request.shape[0] > 1 and _choosing(sampler, request):
         return _one_at_a_time(sampler, request)
     engine = tensor_engine(sampler, request)
 
     def report(level: Level | None, x: Tensor, denoised: Tensor | None) -> None:
         if request.report is not None:
-            request.report(-1 if level is None else engine.step, level, x, denoised)
+            request.report(request.start - 1 if level is None else engine.step, level, x, denoised)
 
-    denoise = sampler.denoiser(engine, sampler.levels)
-    x = start_state(sampler, request)
-    report(None, x, None)
-    state = None
-    assert not isinstance(sampler.solver, Driver)
-    for state in sampler.solver(denoise, x, sampler.levels, engine.noise, **sampler.options):
-        report(denoise.first_level, state, denoise.last_x0)
-        engine.step += 1
-        denoise.finish_step()
-    if state is None:
+    begun = False
+    for state, denoise in course(sampler, engine, sampler.levels, Kind(**request.kind)):
+        report(denoise.first_level, state, denoise.last_x0) if begun else report(None, state, None)
+        engine.step += begun
+        begun = True
+    if engine.step == request.start:
         raise nothing_yielded(sampler.solver)
     return state
 
@@ -96,23 +92,23 @@ def tensor_engine(sampler: Sampler, request: Request) -> TensorEngine:
         def both(term: int, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
             return calls.terms.both(term, x.to(sampler.model_dtype), told(time))
 
-    engine = TensorEngine(network, partial(drawn, sampler, request), Terms())
+    engine = TensorEngine(network, partial(drawn, sampler, request), Terms(), request.given)
     return engine
 
 
-def _choosing(sampler: Sampler) -> bool:
+def _choosing(sampler: Sampler, request: Request) -> bool:
     """Whether samples choose; a solver that cannot be traced is taken not to."""
     try:
-        events = sampler.trace(sampler.levels).events
+        events = sampler.trace(sampler.levels, **request.kind).events
     except NotLinearError:
         return False
     return any(isinstance(event, Choose) for event in events)
 
 
-def _levels(sampler: Sampler) -> list[Level | None]:
+def _levels(sampler: Sampler, request: Request) -> list[Level | None]:
     """What an observer is told of the levels: of the start, and where every step began; the grid's, where samples are
     at several."""
-    events = sampler.trace(sampler.levels, observe=True).events
+    events = sampler.trace(sampler.levels, **request.kind).events
     return [event.level for event in events if isinstance(event, Report)]
 
 
@@ -128,6 +124,7 @@ def sample_of(request: Request, b: int) -> Request:
         shape=torch.Size([1, *request.shape[1:]]),
         seeds=only(request.seeds),
         x_init=only(request.x_init),
+        more={name: only(tensor) for name, tensor in request.more.items()},
         cond=pytree.tree_map(only, request.cond),
         rows=1,
         noise=None if noise is None else lambda draw, step: only(noise(draw, step)),
@@ -145,7 +142,7 @@ def _one_at_a_time(sampler: Sampler, request: Request) -> Tensor:
         return run_on_tensors(sampler, replace(sample_of(request, b), report=lambda *report: seen.append(report)))
 
     final = torch.cat([alone(b) for b in range(batch)])
-    for level, *together in zip(_levels(sampler), *reports) if request.report is not None else ():
+    for level, *together in zip(_levels(sampler, request), *reports) if request.report is not None else ():
         states, denoised = ([report[i] for report in together] for i in (2, 3))
         observer: Any = request.report
         observer(together[0][0], level, torch.cat(states), None if denoised[0] is None else torch.cat(denoised))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from .arguments import (
     resolve_shape,
 )
 from .compiler import compile_plan
+from .course import Kind, course
 from .denoiser import Denoiser
 from .errors import check_choice, check_count, check_finite
 from .executor import Executor, Request
@@ -39,6 +40,7 @@ from .random import seed_tensor
 from .readable import nothing_yielded, run_on_tensors
 from .reporting import Progress, StepInfo, blame
 from .solvers import SOLVERS, Driver, Solver, check_options, ddim_inversion, ddpm, get_solver, name_of
+from .thresholding import DynamicThresholding, compose, get_thresholding
 from .trace import Recorder, Trace
 from .tune import Tuning, tune
 
@@ -71,6 +73,8 @@ class Sampler:
             and what their weights are multiplied by.
         clip_denoised: clamp the predicted x_0 to [-1, 1] (True) or (lo, hi).
         denoised_fn: any function of the predicted x_0, applied before clipping.
+        thresholding: dynamic thresholding of the predicted x_0 (Imagen): True, (ratio, maximum) or a
+            `thresholding.DynamicThresholding`; after `denoised_fn`.
         dtype: of the state, float32 or float64.
         model_dtype: of the network's input; default: that of its parameters, else `dtype`.
         device: of the state; default: where the model's parameters are, the CPU for a plain callable.
@@ -112,6 +116,7 @@ class Sampler:
         guidance_scale: float | Sequence[float] = 1.0,
         clip_denoised: bool | Sequence[float] = False,
         denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        thresholding: DynamicThresholding | bool | tuple[float, float] | None = None,
         dtype: torch.dtype = torch.float32,
         model_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -150,7 +155,8 @@ class Sampler:
         self.shape = shape if shape is not None else getattr(model, "sample_shape", None)
         if denoised_fn is not None and not callable(denoised_fn):
             raise TypeError(f"denoised_fn must be a function of the predicted x_0, got {denoised_fn!r}")
-        self.clip, self.denoised_fn = clip_range(clip_denoised), denoised_fn
+        self.clip = clip_range(clip_denoised)
+        self.denoised_fn = compose(denoised_fn, get_thresholding(thresholding))
         self.guidance, self.guidance_scale = guidance_terms(guidance, guidance_scale)
         if (
             self.solver in SOLVERS.values()
@@ -167,42 +173,40 @@ class Sampler:
         if self._explicit is not None and (schedule is not None or grid):
             raise ValueError("schedule and its options must be left out when sigmas or timesteps give the levels")
         self.levels = self._levels(steps)
-        self._executors: dict[tuple[Any, ...], Executor] = {}
+        self._executors: dict[Hashable, Executor] = {}
         epsilon_scales(self.epsilon_scale, self.levels.steps)
         if compiled and not isinstance(self.solver, Driver):
-            self._executor(x_init=False, noise=False, observe=False)
+            self._executor()
 
     # -- plans ------------------------------------------------------------------------------------------------------
 
     def plan(
         self,
         steps: int | str | None = None,
-        *,
-        x_init: bool = False,
-        noise: bool = False,
-        observe: bool = False,
+        **kind: Any,
     ) -> Plan:
         """The compiled run; `print(sampler.plan(steps=18))` shows what every launch reads, draws and writes.
 
         Args:
             steps: another number of steps than the sampler's.
-            x_init: the run starts from a given state.
-            noise: noise comes as tensors (`noise=` or `generator=`).
-            observe: states and predicted x_0 are written for a callback or a trajectory.
+            kind: x_init, noise, observe, image, mask, start, upwards: see `course.Kind`.
         """
         levels = self.levels if steps is None else self._levels(steps)
-        return compile_plan(self.trace(levels, x_init, noise, observe), self.model_dtype == self.dtype)
+        return compile_plan(self.trace(levels, **kind), self.model_dtype == self.dtype)
 
-    def trace(self, levels: Levels, x_init: bool = False, noise: bool = False, observe: bool = False) -> Trace:
+    def trace(self, levels: Levels, **kind: Any) -> Trace:
         """What the solver does on these levels, recorded; see `plan`."""
         if isinstance(self.solver, Driver):
             raise ValueError(f"solver {name_of(self.solver)!r} has no plan: its steps depend on the states it finds")
-        engine = Recorder(noise)
-        denoise = self.denoiser(engine, levels)
-        x = engine.start(self.process.prior_std(levels[0]), x_init, observe)
-        for state in self.solver(denoise, x, levels, engine.noise, **self.options):
-            engine.finish_step(state, denoise.last_x0, denoise.first_level, observe)
-            denoise.finish_step()
+        run = Kind(**kind)
+        engine = Recorder(run.noise)
+        begun = False
+        for state, denoise in course(self, engine, levels, run):
+            if begun:
+                engine.finish_step(state, denoise.last_x0, denoise.first_level, run.observe)
+            else:
+                engine.begin(state, run.observe)
+            begun = True
         if not engine.trace.states:
             raise nothing_yielded(self.solver)
         return engine.trace
@@ -215,8 +219,8 @@ class Sampler:
         schedule, options = self._grid
         return self.process.levels(steps, schedule, **options)
 
-    def denoiser(self, engine: Any, levels: Levels) -> Denoiser:
-        """What the solver sees of the model."""
+    def denoiser(self, engine: Any, levels: Levels, upwards: bool = False) -> Denoiser:
+        """What the solver sees of the model; `upwards`: on the way from data to noise."""
         return Denoiser(
             engine,
             self.prediction,
@@ -227,11 +231,11 @@ class Sampler:
             self.guidance_scale,
             self.denoised_fn,
             self.clip,
-            upwards=self.solver is ddim_inversion,
+            upwards=upwards or self.solver is ddim_inversion,
         )
 
-    def _executor(self, **kind: bool) -> Executor:
-        key = tuple(kind.values())
+    def _executor(self, **kind: Any) -> Executor:
+        key = Kind(**kind)
         if key not in self._executors:
             self._executors[key] = Executor(
                 self.plan(**kind), self.dtype, self.model_dtype, self.time_dtype, self.device, self.backend
@@ -400,17 +404,14 @@ class Sampler:
     def _run_graph(self, request: Request) -> Tensor | None:
         scope = "step" if request.tick is not None else self.graph
         size = bucket_of(request.rows, self._buckets)
-        executor = self._executor(x_init=request.x_init is not None, noise=False, observe=request.report is not None)
-        return self._graphs.run(executor, filled(request, size), scope, self._waits)
+        return self._graphs.run(self._executor(**request.kind), filled(request, size), scope, self._waits)
 
     def _run_eagerly(self, request: Request) -> Tensor:
         if isinstance(self.solver, Driver):
             return self.solver(self, request, **self.options)
         if not self.compiled:
             return run_on_tensors(self, request)
-        return self._executor(
-            x_init=request.x_init is not None, noise=request.noise is not None, observe=request.report is not None
-        ).run(request)
+        return self._executor(**request.kind).run(request)
 
 
 def _make(kind: type[Sampler], arguments: dict[str, Any]) -> Sampler:

@@ -15,6 +15,7 @@ import torch
 
 from .process import Level
 from .symbols import (
+    DUST,
     Atom,
     Buffer,
     Chosen,
@@ -156,16 +157,43 @@ class Recorder:
         self.step = 0
         self._draws = 0
         self._noise_is_tensor = noise_is_tensor
+        self._given: dict[str, Buffer] = {}
 
     def start(self, prior_std: float, x_init: bool, observe: bool = False) -> Combination:
         """The symbol a run starts from: prior_std * (draw 0), or the tensor the user gave."""
-        if x_init:
-            x = Combination({Buffer("x_init"): 1.0})
-        else:
-            x = self._named(self._draw(0, -1) * prior_std, "x[0]")
+        return self.begin(self.given("x_init") if x_init else self.latent() * prior_std, observe)
+
+    def begin(self, x: Combination, observe: bool = False) -> Combination:
+        """The run starts from x."""
+        if not all(isinstance(atom, Buffer) and c == 1.0 for atom, c in x.terms.items()):
+            self._named(x, f"x[{self.step}]")
         if observe:
-            self.trace.events.append(Report(-1, [Combination(x.terms)], None))
+            self.trace.events.append(Report(self.step - 1, [Combination(x.terms)], None))
         return x
+
+    def given(self, name: str) -> Combination:
+        """A tensor that the call brings."""
+        return Combination({self._given.setdefault(name, Buffer(name)): 1.0})
+
+    def latent(self) -> Combination:
+        """Draw 0."""
+        return self._draw(0, -1)
+
+    def drawn(self, k: int) -> Combination:
+        """Draw number k, that no solver makes."""
+        return self._draw(k, self.step)
+
+    def outside_mask(self, value: Combination) -> Combination:
+        """(1 - m) value, for the mask m that the call brings."""
+        (mask,) = self.given("mask").terms
+        atom = Scaled(value, mask, 1.0, 0.0)  # type: ignore[arg-type]
+        self.trace.atoms.append(atom)
+        return Combination({atom: 1.0})
+
+    @staticmethod
+    def put(x: Combination, value: Combination) -> None:
+        """From here on x is `value`, for the solver that holds it too."""
+        x.terms = value.terms
 
     def noise(self, start: Level | None = None, end: Level | None = None, eta: float = 1.0) -> Combination:
         """The next draw; draw 0 is the initial latent, whether or not it is used."""
@@ -262,7 +290,11 @@ class Recorder:
         return self._named(value, f"kept[{self.step}]") if chosen_by(value.terms.values()) else value
 
     def store(self, value: Combination) -> Combination:
-        """Name a value, so that later gaps read it from memory."""
+        """Name a value, so that later gaps read it from memory; a number times one buffer is read from that."""
+        largest = max((abs(c) for c in value.terms.values() if not isinstance(c, Chosen)), default=0.0)
+        kept = {a: c for a, c in value.terms.items() if isinstance(c, Chosen) or abs(c) > DUST * largest}
+        if [type(atom) for atom in kept] == [Buffer]:
+            return Combination(kept)
         return self._named(value, f"stored[{self.step}]")
 
     def clip(self, x0: Combination, lo: float, hi: float) -> Combination:

@@ -48,5 +48,6 @@ def filled(request: Request, size: int) -> Request:
             return leaf
         return torch.cat([leaf, leaf[:1].expand(size - batch, *leaf.shape[1:])])
 
-    seeds, x_init, cond = pytree.tree_map(fill, (request.seeds, request.x_init, request.cond))
-    return replace(request, shape=torch.Size([size, *request.shape[1:]]), seeds=seeds, x_init=x_init, cond=cond)
+    names = "seeds", "x_init", "cond", "more"
+    filled_up = {name: pytree.tree_map(fill, getattr(request, name)) for name in names}
+    return replace(request, shape=torch.Size([size, *request.shape[1:]]), **filled_up)

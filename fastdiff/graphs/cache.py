@@ -130,7 +130,7 @@ class GraphCache:
             fixed, functions = layout(gives, executor.device)
             given, more = (given, fixed), [*more, gives, *functions]
         tensors, state = weights([*called, *executor.functions, *more])
-        run = executor.structure, tuple(request.shape), request.x_init is None, tuple(map(Same, called)), request.kinds
+        run = executor.structure, tuple(request.shape), tuple(request.given), tuple(map(Same, called)), request.kinds
         return (scope, run, given, flags(executor.device)), state, tensors
 
     def _miss(

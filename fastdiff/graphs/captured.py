@@ -49,7 +49,7 @@ class CapturedRun:
         self._plan = executor.plan
         self._numbers = executor.numbers.for_batch(request.shape[0]).clone()
         self._seeds = request.seeds.clone()
-        self._x_init = None if request.x_init is None else request.x_init.clone()
+        self._given = {name: tensor.clone() for name, tensor in request.given.items()}
         leaves, spec = pytree.tree_flatten(request.cond)
         self._leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         observed = 2 if request.report is not None else 0
@@ -59,7 +59,7 @@ class CapturedRun:
 
         def walk() -> Walk:
             tables = executor.tables(self._numbers)
-            return Walk(executor, tables, self._numbers, request.shape, self._seeds, self._x_init, calls)
+            return Walk(executor, tables, self._numbers, request.shape, self._seeds, self._given, calls)
 
         self.graphs: list[Graph] = []
         self._final: Tensor | None = None
@@ -115,8 +115,8 @@ class CapturedRun:
             self._numbers.copy_(executor.numbers)
             self._executor = executor
         self._seeds.copy_(request.seeds)
-        if self._x_init is not None and request.x_init is not None:
-            self._x_init.copy_(request.x_init)
+        for name, tensor in request.given.items():
+            self._given[name].copy_(tensor)
         for static, leaf in zip(self._leaves, flatten(request.cond)[0]):
             if isinstance(static, Tensor):
                 static.copy_(leaf)
