@@ -62,10 +62,10 @@ def dpm_multistep(
     `euler_at_final` every run by one of order 1. `solver_type` and `quadratic`: see `multistep_moments`.
     """
     check_choice("predict", predict, PREDICTIONS)
-    check_choice("order", order, ORDERS)
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     check_choice("quadratic", quadratic, QUADRATICS)
     check_finite("eta", eta)
+    order = int(check_choice("order", order, ORDERS))
     past = Past(order, denoise.store if order > 2 else None)
     for n, (level, following) in enumerate(pairwise(levels)):
         past.add(level, predicted(denoise, x, level, predict))
@@ -87,7 +87,7 @@ def dpmpp_2m(denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., S
     return dpm_multistep(denoise, x, levels, noise, lower_order_final=False)
 
 
-@register(order=1, evaluations="1", stochastic=True, source="Lu et al. 2022b, SDE-DPM-Solver++(2M); k-diffusion")
+@register(order=2, evaluations="1", stochastic=True, source="Lu et al. 2022b, SDE-DPM-Solver++(2M); k-diffusion")
 def dpmpp_2m_sde(
     denoise: Denoiser,
     x: State,
@@ -104,7 +104,7 @@ def dpmpp_2m_sde(
     )
 
 
-@register(order=1, evaluations="1", stochastic=True, source="k-diffusion, DPM-Solver++(3M) SDE")
+@register(order=2, evaluations="1", stochastic=True, source="k-diffusion, DPM-Solver++(3M) SDE")
 def dpmpp_3m_sde(
     denoise: Denoiser,
     x: State,

@@ -28,7 +28,7 @@ def two_node_moments(step: Exponential, solver_type: str) -> list[Number]:
     return [constant, step.h / 2 * (step.end.alpha if step.predict == "x0" else -step.end.sigma)]
 
 
-@register(order=2, evaluations="1", stochastic=False, source="Zhao et al. 2023 (UniPC), Algorithms 5-8")
+@register(order=3, evaluations="1", stochastic=False, source="Zhao et al. 2023 (UniPC), Algorithms 5-8")
 def unipc(
     denoise: Denoiser,
     x: State,
@@ -41,30 +41,32 @@ def unipc(
     lower_order_final: bool = True,
     disable_corrector: Collection[int] = (),
 ) -> Iterator[State]:
-    """UniP of order 1, 2 or 3 and UniC on top, which corrects the start of a step by what is evaluated there.
+    """UniP of order 1, 2 or 3, and UniC on top: where a step ends, what is evaluated there corrects the state.
 
-    The state yielded is the predicted one. Options as in diffusers' UniPCMultistepScheduler (predict="eps" is its
-    predict_x0=False): `lower_order_final` lets the order fall to 1 over the last steps, `disable_corrector` are the
-    numbers of the steps whose end is not corrected. A step to clean data is of first order (official codes: NaN).
+    The state yielded is the predicted one; UniC adds one to the order. Options as in diffusers' UniPCMultistepScheduler
+    (predict="eps" is its predict_x0=False): `lower_order_final` lets the order fall to 1 over the last steps,
+    `disable_corrector` are the numbers of the steps whose end is not corrected. A step to clean data is of first order
+    (the official codes give NaN there for bh1 and for noise prediction).
     """
     check_choice("predict", predict, PREDICTIONS)
-    check_choice("order", order, ORDERS)
     check_choice("solver_type", solver_type, SOLVER_TYPES)
-    past, unfinished = Past(order), None
+    order = int(check_choice("order", order, ORDERS))
+    if not isinstance(disable_corrector, Collection) or not all(isinstance(n, int) for n in disable_corrector):
+        raise ValueError(f"disable_corrector must be a list of numbers of steps, got {disable_corrector!r}")
+    past = Past(order, denoise.store if order > 1 else None)
+    used: list[State] = []
+    correction: list[Number] = []
     for n, (level, following) in enumerate(pairwise(levels)):
         m = predicted(denoise, x, level, predict)
-        if unfinished is not None:
-            known, weight = unfinished
-            x = known + weight * m  # UniC
+        x = sum((w * value for w, value in zip(correction, [*used, m])), x)  # UniC
         past.add(level, m)
         step = Exponential(level, following, predict)
-        p = min(order, len(past), levels.steps - n if lower_order_final else order)
         smooth = 0 < step.h < math.inf
-        values, nodes = past.values(p if smooth else 1), past.nodes(step, p if smooth else 1)
-        moments = two_node_moments(step, solver_type)
-        start, x = x, step(x, values, nodes, moments if len(nodes) == 2 else None)  # UniP
-        unfinished = None
+        p = min(order, len(past), levels.steps - n if lower_order_final else order) if smooth else 1
+        used, nodes, two = past.values(p), past.nodes(step, p), two_node_moments(step, solver_type)
+        uni_p, correction = step.weights(nodes, two if p == 2 else None), []
         if smooth and n not in disable_corrector:
-            *weights, last = step.weights([*nodes, 1.0], moments if len(nodes) == 1 else None)
-            unfinished = denoise.store(sum((w * m for w, m in zip(weights, values)), step.carry * start)), last
+            uni_c = step.weights([*nodes, 1.0], two if p == 1 else None)
+            correction = [c - w for c, w in zip(uni_c, [*uni_p, 0.0])]
+        x = sum((w * value for w, value in zip(uni_p, used)), step.carry * x)  # UniP
         yield x
