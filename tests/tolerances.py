@@ -69,3 +69,6 @@ examples/swiss_roll.py after 400 iterations. Other data are at 0.03, a Gaussian 
 
 DIFFUSERS_FLOAT32 = 2e-3
 """Samples in float64 against diffusers' own float32 run, whose times by interpolation in log sigma round most."""
+
+NUMERICAL_DERIVATIVE = 1e-6
+"""A derivative in closed form against a central difference in float64, relative."""
