@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from . import ops
+from . import adaptive, ops
 from ._version import __version__
 from .exposure import LinearScale
 from .plan import Plan
@@ -38,5 +38,6 @@ __all__ = [
     "Sampler",
     "StepInfo",
     "__version__",
+    "adaptive",
     "ops",
 ]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 import fastdiff
+from fastdiff.adaptive import Trial
 from fastdiff.trace import Recorder
 
 from .analytic import Denoiser
@@ -80,13 +81,17 @@ class Rule:
             "cb_sigma_hat": done.sigma_hat,
         }
 
+    def intervals(self, case: Case) -> np.ndarray:
+        """[n, 2] the noise levels (from, to) of each draw."""
+        return noise_intervals(self.sampler_options(case))
+
     def check(self, case: Case, route: str) -> None:
         """The run, and the interval that each of its draws is said to drive."""
         data = case.arrays
         assert np.allclose(data["latents"] * start_sigma(case), data["x_init"], rtol=1e-12, atol=1e-12)
         compare(case, self.replay(case, route), case.tolerance, inputs=INPUTS, label=route)
         if "noise_sigmas" in data:
-            told = noise_intervals(self.sampler_options(case))
+            told = self.intervals(case)
             assert len(told) <= len(data["noise_sigmas"]), f"{case.id}: {len(told)} draws, the reference made fewer"
             wanted = {"noise_sigmas": data["noise_sigmas"][: len(told)]}
             compare_results(case, {"noise_sigmas": told}, wanted, case.tolerance, label=route)
@@ -98,6 +103,32 @@ class OwnSteps(Rule):
     def recorded(self, done: Run) -> dict[str, Any]:
         """The levels of its callbacks are where its steps begin."""
         return {**super().recorded(done), "cb_sigma": done.sigma_hat}
+
+
+class Adaptive(Rule):
+    """DPM-Solver with adaptive steps: callbacks come after every trial step, draws with those that are taken."""
+
+    def intervals(self, case: Case) -> np.ndarray:
+        ends = np.array([start_sigma(case), *dict.fromkeys(self.replay(case, "readable")["cb_sigma"].tolist())])
+        return np.stack([ends[:-1], ends[1:]], axis=1)
+
+    def replay(
+        self, case: Case, route: str, dtype: torch.dtype = torch.float64, rounded: bool = False
+    ) -> dict[str, Any]:
+        trials: list[Trial] = []
+        watched = replace(self, options=lambda a: {**self.options(a), "watch": trials.append})
+        recorded = super(Adaptive, watched).replay(case, route, dtype, rounded)
+        trials = trials[: len(trials) // 2]  # `run` makes the run twice
+        accepted = sum(bool(trial.accepted) for trial in trials)
+        sigmas = np.array([trial.sigma[0] for trial in trials])
+        return recorded | {
+            "info": np.array([len(trials), trials[-1].evaluations, accepted, len(trials) - accepted]),
+            "cb_x": torch.stack([trial.x for trial in trials]),
+            "cb_sigma": sigmas,
+            "cb_sigma_hat": sigmas,
+            "cb_error": np.array([trial.error[0] for trial in trials]),
+            "cb_h": np.array([trial.h[0] for trial in trials]),
+        }
 
 
 def given_grid(case: Case) -> list[float] | None:
@@ -155,6 +186,30 @@ def fast(a: dict[str, Any]) -> dict[str, Any]:
     return {"solver": "dpm_fast", "eta": a["eta"], "S_noise": a["s_noise"], **ends}
 
 
+ADAPTIVE_DEFAULTS: dict[str, Any] = {
+    "sigma_min": None,
+    "sigma_max": None,
+    "order": 3,
+    "rtol": 0.05,
+    "atol": 0.0078,
+    "h_init": 0.05,
+    "pcoeff": 0.0,
+    "icoeff": 1.0,
+    "dcoeff": 0.0,
+    "accept_safety": 0.81,
+    "eta": 0.0,
+    "s_noise": 1.0,
+    "return_info": False,
+}
+
+
+def adaptive(a: dict[str, Any]) -> dict[str, Any]:
+    """DPM-Solver-12 or -23 from sigma_max to sigma_min, with one error for the batch."""
+    ends = {"sigmas": [a.pop("sigma_max"), a.pop("sigma_min")], "S_noise": a.pop("s_noise"), "norm": "batch"}
+    a.pop("return_info")
+    return {"solver": "dpm_adaptive", **ends, **a}
+
+
 RULES: dict[str, Rule] = {
     "sample_euler": churned("euler"),
     "sample_heun": churned("heun"),
@@ -167,6 +222,7 @@ RULES: dict[str, Rule] = {
     "sample_dpmpp_3m_sde": with_eta("dpmpp_3m_sde"),
     "sample_dpmpp_2s_ancestral": with_eta("dpmpp_2s_ancestral"),
     "sample_dpmpp_sde": with_eta("dpmpp_sde", r=0.5),
+    "sample_dpm_adaptive": Adaptive(adaptive, ADAPTIVE_DEFAULTS),
     "sample_dpm_fast": OwnSteps(fast, {"sigma_min": None, "sigma_max": None, "n": None, "eta": 0.0, "s_noise": 1.0}),
 }
 

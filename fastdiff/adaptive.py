@@ -1,0 +1,312 @@
+"""DPM-Solver with steps as long as a tolerance allows, for every sample by itself or for the batch at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .compiler import compile_plan
+from .denoiser import Denoiser, State
+from .errors import check_choice, check_finite, check_positive
+from .executor import Executor, Request
+from .exposure.schedules import epsilon_scales
+from .process import Level
+from .readable import drawn, sample_of, start_state, tensor_engine
+from .solvers.ancestral import split
+from .solvers.dpm_fast import noisy_ends
+from .solvers.dpmpp_sde import lowered
+from .solvers.exponential import Exponential
+from .solvers.registry import Driver, register
+from .solvers.singlestep import NODES, Place, advance, stages
+from .trace import Recorder
+
+if TYPE_CHECKING:
+    from .sampler import Sampler
+
+__all__ = ["Trial", "dpm_adaptive"]
+
+NORMS = ("sample", "batch")
+SHORTEST = 1e-8  # in lambda: no tolerance that a model's precision can meet asks for less
+AT_END = 1e-5  # in lambda: what is left is taken along
+
+Array = NDArray[np.float64]
+
+
+class Trial(NamedTuple):
+    """What `watch` receives after every trial step.
+
+    Attributes:
+        x: the states after it, [B, ...]: the old ones where it was rejected.
+        sigma: their noise in VE terms; error: relative to the tolerance; h: the next step in lambda; accepted: whether
+            it was. Float64 and bool, [B], or [1] with norm="batch".
+        evaluations: of the network so far.
+    """
+
+    x: Tensor
+    sigma: Array
+    error: Array
+    h: Array
+    accepted: NDArray[np.bool_]
+    evaluations: int
+
+
+class Controller:
+    """Chooses steps by a PID rule on the inverse errors e: h <- h (1 + atan(e1^b1 e2^b2 e3^b3 - 1)), as in k-diffusion.
+
+    Args:
+        h: the first steps, [n]; changed in place.
+        coefficients: (p, i, d), b = (p + i + d, -(p + 2 d), d) / order. p = d = 0 is the classical controller.
+        safety: a step is accepted if its factor is at least this.
+    """
+
+    def __init__(self, h: Array, coefficients: tuple[float, float, float], order: float, safety: float):
+        p, i, d = coefficients
+        self.h, self._b, self._safety = h, np.array([p + i + d, -(p + 2 * d), d])[:, None] / order, safety
+        self._inverse: Array | None = None
+
+    def accept(self, error: Array, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of the active steps are good, [n]; the steps of the others stay as they are."""
+        inverse = 1 / (error + 1e-8)
+        past = np.stack([inverse] * 3) if self._inverse is None else self._inverse
+        past = np.stack([inverse, *past[1:]])
+        factor = 1 + np.arctan((past**self._b).prod(0) - 1)
+        accepted = active & (factor >= self._safety)
+        self._inverse = np.where(accepted, past[[0, 0, 1]], past)
+        self.h[active] *= factor[active]
+        return accepted
+
+
+class DPMAdaptive(Driver):
+    """DPM-Solver-12 and -23 (Lu et al. 2022a, Appendix C), with k-diffusion's controller and ancestral noise.
+
+    From the first level to the last noisy one, in lambda; levels between are not used. Where they end in clean data,
+    x_0 at the last noisy level is the result, by one evaluation more. Samples do not know of each other (with
+    norm="sample"): one has its own steps, and is the same in any batch; those that have arrived wait for the others.
+
+    Options:
+        order: 2 (an error of order 1 and 2) or 3 (2 and 3).
+        rtol, atol: a step is good if the root mean square of (low - high) / max(atol, rtol max(|low|, |last low|)) is
+            below 1, about.
+        h_init: the first step in lambda; pcoeff, icoeff, dcoeff, accept_safety: see `Controller`.
+        eta, S_noise: above 0, a step goes down to `ancestral.split`'s level and takes the rest in fresh noise.
+        norm: "sample", or "batch": one error and one step for all, as k-diffusion has it.
+        watch: called with a `Trial` after every trial step.
+
+    Raises:
+        FloatingPointError: an error is not finite, or steps become shorter than rounding; names the noise level.
+    """
+
+    def __call__(
+        self,
+        sampler: Sampler,
+        request: Request,
+        *,
+        order: int = 3,
+        rtol: float = 0.05,
+        atol: float = 0.0078,
+        h_init: float = 0.05,
+        pcoeff: float = 0.0,
+        icoeff: float = 1.0,
+        dcoeff: float = 0.0,
+        accept_safety: float = 0.81,
+        eta: float = 0.0,
+        S_noise: float = 1.0,
+        norm: str = "sample",
+        watch: Callable[[Trial], None] | None = None,
+    ) -> Tensor:
+        check_choice("order", order, (2, 3))
+        check_choice("norm", norm, NORMS)
+        rtol, atol = check_finite("rtol", rtol), check_positive("atol", atol)
+        batch, noise = request.shape[0], (check_finite("eta", eta), check_finite("S_noise", S_noise))
+        coefficients = (pcoeff, icoeff, dcoeff)
+        if norm == "sample" and batch > 1 and not sampler.compiled:
+            return self._one_at_a_time(
+                sampler, request, order=order, rtol=rtol, atol=atol, h_init=h_init, pcoeff=pcoeff, icoeff=icoeff,
+                dcoeff=dcoeff, accept_safety=accept_safety, eta=eta, S_noise=S_noise,
+            )  # fmt: skip
+        h = np.full(1 if norm == "batch" else batch, check_positive("h_init", h_init))
+        controller = Controller(h, coefficients, 1.5 if eta else order, check_positive("accept_safety", accept_safety))
+        return _Run(sampler, request, order, (rtol, atol), noise, controller, watch).solve()
+
+    def _one_at_a_time(self, sampler: Sampler, request: Request, **options: Any) -> Tensor:
+        if request.report is not None:
+            raise ValueError("norm must be 'batch' to observe a run with compiled=False, whose samples run one by one")
+        return torch.cat([self(sampler, sample_of(request, b), **options) for b in range(request.shape[0])])
+
+
+dpm_adaptive = register(
+    order=None,
+    evaluations="order",
+    stochastic=False,
+    source="Lu et al. 2022a (DPM-Solver), Appendix C; k-diffusion",
+    name="dpm_adaptive",
+)(DPMAdaptive())
+
+
+class _Run:
+    """One adaptive run; see `DPMAdaptive`. lambda and everything else of length n is one number for all (n = 1), or one
+    for every sample."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        request: Request,
+        order: int,
+        tolerances: tuple[float, float],
+        noise: tuple[float, float],
+        controller: Controller,
+        watch: Callable[[Trial], None] | None,
+    ):
+        self.sampler, self.request, self.order, self.watch = sampler, request, order, watch
+        (self.rtol, self.atol), (self.eta, self.S_noise), self.controller = tolerances, noise, controller
+        first, self.last = check_driven("dpm_adaptive", sampler, request)
+        self.begin, self.end = -math.log(first.sigma_ve), -math.log(self.last.sigma_ve)
+        self.at = np.full(len(controller.h), self.begin)
+        self.evaluations = self.trials = self.accepted = 0
+
+    def solve(self) -> Tensor:
+        """The final state."""
+        request = self.request
+        x = low = start_state(self.sampler, request)
+        if request.report is not None:
+            request.report(-1, None, x, None)
+        while (active := self.at < self.end).any() and x.numel():
+            x, low = self._step(x, low, active)
+        if self.sampler.levels[-1].sigma == 0:
+            (x,) = part(self.sampler, request, x, lambda denoise, x, _: [denoise(x, self.last)])
+            if request.report is not None:
+                request.report(self.accepted, self.last, x, x)
+        return x
+
+    def _step(self, x: Tensor, past: Tensor, active: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+        """Try one step: (x, low) after it, as before where it was rejected."""
+        target = self.at + np.where(active, self.controller.h, 0.0)
+        target = np.where(target > self.end - AT_END, self.end, target)
+        draw = 1 + (self.accepted if len(target) == 1 else self.trials)
+        low, high, new, *x0 = part(
+            self.sampler,
+            self.request,
+            x,
+            lambda denoise, x, noise: self._trial(denoise, x, target, lambda *interval: noise(draw, *interval)),
+        )
+        error = self._error(low, high, past)
+        accepted = self.controller.accept(error, active)
+        self.trials, self.evaluations = self.trials + 1, self.evaluations + self.order
+        self._check(error[active], target)
+        keep = torch.from_numpy(accepted).to(x.device).view(-1, *(1,) * (x.ndim - 1))
+        x, past = torch.where(keep, new, x), torch.where(keep, low, past)
+        begun, self.at = self.at, np.where(accepted, target, self.at)
+        if self.watch is not None:
+            self.watch(Trial(x, np.exp(-self.at), error, self.controller.h.copy(), accepted, self.evaluations))
+        if accepted.any() and self.request.report is not None:
+            level = self.sampler.levels.between(math.exp(-begun[active].min()))
+            self.request.report(self.accepted, level, x, x0[0])
+        self.accepted += bool(accepted.any())
+        if self.request.tick is not None:
+            done = (self.at.min() - self.begin) / (self.end - self.begin)
+            self.request.tick(int(done * self.sampler.levels.steps))
+        return x, past
+
+    def _trial(self, denoise: Denoiser, x: State, target: Array, noise: Callable[..., State]) -> list[State]:
+        """Both solutions at the end of a step, the better one with its noise, and x_0 if it is wanted."""
+        start, end = np.exp(-self.at), np.exp(-target)
+        lowest = math.exp(-self.end)
+        down = np.array([max(float(split(s, t, self.eta)[0]), lowest) for s, t in zip(start, end)])  # type: ignore[arg-type]
+        up = np.sqrt(np.maximum(end**2 - down**2, 0.0))
+        together = len(target) == 1
+        choice = None if together else denoise.choose(each_its_own, [x])
+
+        def level(sigmas: Array) -> Level:
+            levels = [denoise.levels.between(float(sigma)) for sigma in sigmas]
+            return levels[0] if choice is None else choice.level(levels)
+
+        def number(values: Array) -> Any:
+            return float(values[0]) if choice is None else choice.number(values.tolist())
+
+        here, there = level(start), level(end)
+        step = Exponential(here, lowered(there, number(down)), "eps")
+        places: list[Place] = [(theta, level(start ** (1 - theta) * down**theta)) for theta in NODES[self.order]]
+        values, nodes = stages(denoise, x, here, places, "eps"), [0.0, *NODES[self.order]]
+        low, high = advance(step, x, values[:-1], nodes[:-1]), advance(step, x, values, nodes)
+        new = high
+        if (up * self.S_noise > 0).any():
+            new = high + (self.S_noise * there.alpha * number(up)) * noise(here, there, self.eta**2)
+        observed = [] if self.request.report is None else [denoise.last_x0]
+        return [low, high, new, *observed]
+
+    def _error(self, low: Tensor, high: Tensor, past: Tensor) -> Array:
+        """[n]: the root mean square of the difference, in units of the tolerance."""
+        size = torch.maximum(low.abs(), past.abs())
+        ratio = (low - high) / (self.rtol * size).clamp(min=self.atol)
+        flat = ratio.reshape(len(self.at), -1)
+        norms = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64) / math.sqrt(flat.shape[1])
+        return norms.cpu().numpy()
+
+    def _check(self, error: Array, target: Array) -> None:
+        where = f"at sigma / alpha = {math.exp(-target.min()):.4g}"
+        if not np.isfinite(error).all():
+            raise FloatingPointError(f"the error of a step of 'dpm_adaptive' is not finite {where}")
+        if (self.controller.h < SHORTEST).any():
+            raise FloatingPointError(
+                f"steps of 'dpm_adaptive' are shorter than {SHORTEST:g} in log sigma {where}: rtol={self.rtol} and "
+                f"atol={self.atol} ask for more than the model's precision allows"
+            )
+
+
+def each_its_own(x: Tensor, told: Tensor) -> Tensor:
+    """Every sample has a level of its own: candidate b is sample b's."""
+    return torch.arange(len(x), device=x.device)
+
+
+def check_driven(name: str, sampler: Sampler, request: Request) -> tuple[Level, Level]:
+    """The first level and the last noisy one, of a solver that visits levels of its own between them.
+
+    Raises:
+        ValueError: the sampler or the call has what such a solver cannot do.
+    """
+    if len(set(epsilon_scales(sampler.epsilon_scale, sampler.levels.steps))) > 1:
+        raise ValueError(f"epsilon_scale must be one number for solver {name!r}, which makes steps of its own")
+    if request.more or request.start or request.upwards:
+        raise ValueError(f"solver {name!r} makes steps of its own and takes no image, mask or start")
+    first, last = noisy_ends(sampler.levels, name)
+    middle = math.sqrt(first.sigma_ve * last.sigma_ve)
+    if not math.isclose(sampler.levels.between(middle).sigma_ve, middle, rel_tol=1e-6):
+        raise ValueError(
+            f"process must have a level at every sigma for solver {name!r} (a VE, EDM, flow or SDE process), and "
+            f"{type(sampler.process).__name__} has discrete timesteps"
+        )
+    return first, last
+
+
+def part(
+    sampler: Sampler,
+    request: Request,
+    x: Tensor,
+    function: Callable[[Denoiser, State, Callable[..., State]], Sequence[State]],
+) -> list[Tensor]:
+    """The tensors that `function(denoise, x, noise)` returns: by a plan made for it, or on tensors (compiled=False).
+
+    noise(k, start, end, eta) is draw k. Guidance terms begin anew.
+    """
+    if not sampler.compiled:
+        engine = tensor_engine(sampler, request)
+        denoise = sampler.denoiser(engine, sampler.levels)
+        return list(function(denoise, x, lambda k, *interval: drawn(sampler, request, k, k - 1)))
+    recorder = Recorder(request.noise is not None)
+    denoise = sampler.denoiser(recorder, sampler.levels)
+    symbol = recorder.begin(recorder.given("x_init"))
+    for value in function(denoise, symbol, lambda k, *interval: recorder.drawn(k)):
+        recorder.finish_step(value, None, None, True)
+    plan = compile_plan(recorder.trace, sampler.model_dtype == sampler.dtype)
+    types = sampler.dtype, sampler.model_dtype, sampler.time_dtype
+    found: list[Tensor] = []
+    inner = replace(request, x_init=x, tick=None, report=lambda step, level, value, x0: found.append(value))
+    Executor(plan, *types, sampler.device, sampler.backend).run(inner)
+    return found
