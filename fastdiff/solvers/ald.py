@@ -41,12 +41,10 @@ def ald(
     steps_each, step_size = check_count("steps_each", steps_each), check_positive("step_size", step_size)
     last = min(level.sigma_ve for level in levels if level.sigma > 0)
     for level, following in pairwise(levels):
-        u, s = x / level.alpha, level.sigma_ve
-        e = step_size * (s / last) ** 2
+        e = step_size * (level.sigma_ve / last) ** 2
         for _ in range(steps_each):
-            slope = (denoise(level.alpha * u, level) - u) / s**2
-            u = u + e * slope + math.sqrt(2 * e) * noise()
-        if final_denoise and following.sigma == 0:
-            u = denoise(level.alpha * u, level)
-        x = following.alpha * u
+            slope = (denoise(x, level) - x / level.alpha) / level.sigma_ve**2
+            x = x + level.alpha * (e * slope + math.sqrt(2 * e) * noise())
+        clean = final_denoise and following.sigma == 0
+        x = following.alpha * (denoise(x, level) if clean else x / level.alpha)
         yield x

@@ -171,8 +171,8 @@ def predictor_corrector(
                 root = math.sqrt(2 * e)
             x = x + e * s + root * z
         if steps:
-            carry, gain, std = steps[n]
-            x = carry * x + gain * score(denoise, x, level)
+            s, (carry, gain, std) = score(denoise, x, level), steps[n]
+            x = carry * x + gain * s
             if std > 0 and not (final_denoise and n == levels.steps - 1):
                 x = x + std * (noise(level, following) if following.sigma > 0 else noise())
         yield x
