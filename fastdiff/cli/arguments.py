@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import click
 
-__all__ = ["EPSILON_SCALE", "SEEDS", "STEPS", "flag", "parse_seeds"]
+__all__ = ["EPSILON_SCALE", "OPTION", "SEEDS", "STEPS", "flag", "parse_seeds"]
 
 _MOST_SEEDS = 1_000_000
 
@@ -45,6 +46,19 @@ class _Seeds(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class _Option(click.ParamType):
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        name, equals, text = value.partition("=")
+        if not name or not equals:
+            self.fail(f"expected NAME=VALUE, such as eta=0.5, got {value!r}", param, ctx)
+        try:
+            return name, json.loads(text)
+        except json.JSONDecodeError:
+            return name, text  # a word
+
+
 class _EpsilonScale(click.ParamType):
     name = "number or file"
 
@@ -72,6 +86,7 @@ class _Steps(click.ParamType):
 
 
 SEEDS = _Seeds()
+OPTION = _Option()
 STEPS = _Steps()
 EPSILON_SCALE = _EpsilonScale()
 

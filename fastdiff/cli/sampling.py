@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import click
@@ -12,18 +12,29 @@ from ..guidance import Boosting, DiscriminatorGuidance
 from ..models import Discriminator, ModelFileError
 from ..opening import default_settings, network_sampler, open_device, open_discriminator, open_network
 from ..sampler import Sampler
+from ..solvers import SOLVERS, options_of
 from . import CliError
-from .arguments import STEPS, flag
+from .arguments import OPTION, STEPS, flag
 
 __all__ = ["Opened", "named_device", "open_sampler", "sampler_flags"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _SOLVER = "solver", "steps", "rho", "sigma_min", "sigma_max", "S_churn", "S_min", "S_max", "S_noise"
 _WEIGHTS = "w_1st", "w_2nd"
+_OTHER = "schedule", "noise", "thresholding", "clip_denoised", "epsilon_scale_mode"
 
 _FLAGS = (
     click.option("--network", default="digits", show_default=True, metavar="FILE", help="A model file, or digits."),
-    click.option("--solver", metavar="NAME", help="heun, euler, ddim, ddpm, ...  [default: what suits the network]"),
+    click.option("--solver", metavar="NAME", help="One of `fastdiff solvers`  [default: what suits the network]"),
+    click.option(
+        "-o",
+        "--option",
+        "options",
+        type=OPTION,
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="An option of the solver (see `fastdiff solvers`), schedule, noise, thresholding, clip_denoised.",
+    ),
     click.option("--steps", type=STEPS, metavar="N", help="Steps, or a respacing  [default: EDM 18, chains 100]"),
     click.option("--discriminator", metavar="FILE", help="Discriminator guidance (EDM-G++) with this model file."),
     flag("w_1st", type=float, help="Its weight in a step's first evaluation  [default: 2]."),
@@ -81,6 +92,9 @@ def open_sampler(flags: dict[str, Any], epsilon_scale: Any = 1.0) -> Opened:
     weights: dict[str, Any] = {name: flags[name] for name in _WEIGHTS if flags[name] is not None}
     given = {name: flags[name] for name in _SOLVER if flags[name] is not None}
     settings = {**default_settings(model), **given}
+    settings |= _further(settings["solver"], flags["options"])
+    if "schedule" in settings and flags["rho"] is None:
+        settings.pop("rho", None)  # Karras's
     described = {"network": flags["network"], "digest": model.metadata["digest"], **settings}
     judge: Discriminator | None = None
     if flags["discriminator"] is not None:
@@ -98,3 +112,16 @@ def open_sampler(flags: dict[str, Any], epsilon_scale: Any = 1.0) -> Opened:
     except (TypeError, ValueError) as error:
         raise CliError(str(error)) from None
     return Opened(sampler, model, device, described)
+
+
+def _further(solver: str, options: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """What --option adds to the settings: the solver's own options, and those of `Sampler` in `_OTHER`."""
+    if solver not in SOLVERS:
+        raise CliError(f"--solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    known = [*options_of(SOLVERS[solver]), *_OTHER]
+    for name, _ in options:
+        if name in _SOLVER:
+            raise CliError(f"--option {name}: give --{name}")
+        if name not in known:
+            raise CliError(f"--option must name one of {', '.join(known)} for solver {solver!r}, got {name!r}")
+    return dict(options)

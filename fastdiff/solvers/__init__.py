@@ -28,7 +28,7 @@ from .heun import heun
 from .langevin import langevin, mala
 from .pndm import f_pndm, pndm, s_pndm
 from .predictor_corrector import predictor_corrector
-from .registry import FACTS, SOLVERS, Driver, Facts, Solver, check_options, get_solver, name_of, register
+from .registry import FACTS, SOLVERS, Driver, Facts, Solver, check_options, get_solver, name_of, options_of, register
 from .singlestep import dpm_singlestep, exponential_rk
 from .srk import sra1, srk_heun
 from .time_shift import time_shift, ts_dpm_timesteps
@@ -68,6 +68,7 @@ __all__ = [
     "lms",
     "mala",
     "name_of",
+    "options_of",
     "pndm",
     "predictor_corrector",
     "register",

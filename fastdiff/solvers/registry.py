@@ -70,11 +70,15 @@ def get_solver(solver: str | Solver | Driver) -> Solver | Driver:
     return SOLVERS[solver]
 
 
+def options_of(solver: Solver | Driver) -> list[str]:
+    """The names of a solver's own options: its keyword-only parameters."""
+    return [p.name for p in inspect.signature(solver).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
 def check_options(solver: Solver | Driver, options: dict[str, Any]) -> None:
     """Refuse an option the solver does not have, and (of the solvers here) a negative or NaN number."""
-    parameters = inspect.signature(solver).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = options_of(solver)
+    anything = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(solver).parameters.values())
     for name in options:
         if name not in known and not anything:
             takes = f"takes {', '.join(known)}" if known else "takes no options"

@@ -20,6 +20,7 @@ from ..exposure.calibration import Score
 from ..files import atomic_path
 from ..guidance import DiscriminatorGuidance
 from ..sampler import Sampler
+from ..solvers import Driver, get_solver
 from .cells import Cell, share
 
 __all__ = ["Result", "Sweep", "digest_of"]
@@ -94,6 +95,7 @@ class Sweep:
             raise ValueError("discriminator must be given, because cells have weights of discriminator guidance")
         self._discriminator, self._guidance = discriminator, dict(guidance or {})
         self._terms: dict[tuple[float, float], DiscriminatorGuidance] = {}
+        self._counts: dict[tuple[str, int], int] = {}
         named = dict(identity or {})
         self._identity = {
             "network": named.pop("network", None) or digest_of("network", sampler.model),
@@ -159,9 +161,17 @@ class Sweep:
 
     def cost(self, cell: Cell) -> float:
         """About what a cell takes, in evaluations of the denoiser per sample."""
-        evaluations = 2 * cell.steps - 1 if cell.solver == "heun" else cell.steps
+        evaluations = self._evaluations(cell.solver, cell.steps)
         guided = cell.steps * (cell.w_1st != 0) + (evaluations - cell.steps) * (cell.w_2nd != 0)
         return evaluations + (GUIDED_COST - 1) * guided
+
+    def _evaluations(self, solver: str, steps: int) -> int:
+        """Of a run; of an adaptive one it is not known."""
+        if (solver, steps) not in self._counts:
+            adaptive = isinstance(get_solver(solver), Driver)
+            sampler = None if adaptive else self.sampler.replace(solver=solver, steps=steps, compiled=False)
+            self._counts[solver, steps] = steps if sampler is None else sampler.plan().evaluations
+        return self._counts[solver, steps]
 
     def seeds(self, cell: Cell) -> range:
         """The seeds of a cell's range."""

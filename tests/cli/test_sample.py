@@ -232,3 +232,30 @@ def test_exposure_flags_are_checked_before_any_work(network, tmp_path, flags, me
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_options_of_the_solver(network, tmp_path):
+    flags = ["--solver=dpmpp_2m_sde", "-o", "eta=0.5", "--option", "solver_type=heun", "-o", "schedule=exponential"]
+    result = sample(network, tmp_path / "out", *flags, "-o", "clip_denoised=[-1, 1]")
+    assert result.exit_code == 0, result.output
+    config = json.loads(arrays(tmp_path / "out")["config"].item())
+    given = {"solver": "dpmpp_2m_sde", "eta": 0.5, "solver_type": "heun", "clip_denoised": [-1, 1]}
+    assert given.items() <= config.items()
+    assert "rho" not in config  # which is Karras's
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-o", "eta"], "expected NAME=VALUE"),
+        (["-o", "eta=1"], "for solver 'heun', got 'eta'"),
+        (["-o", "S_churn=1"], "give --S_churn"),
+        (["-o", "model=1"], "got 'model'"),
+        (["--solver=nothing"], "--solver must be one of"),
+    ],
+)
+def test_options_that_are_none(network, tmp_path, flags, message):
+    result = sample(network, tmp_path / "out", *flags)
+    assert result.exit_code != 0
+    assert message in result.output
+    assert not (tmp_path / "out").exists()
