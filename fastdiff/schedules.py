@@ -69,7 +69,7 @@ def vp(n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: float = 1e-3)
 
 
 def vp_limits(n: int, sigma_min: float, sigma_max: float, eps_s: float = 1e-3) -> Array:
-    """As `vp`, with the beta_d and beta_min of `vp_betas`: the grid ends exactly at the limits (EDM's ablation sampler)."""
+    """As `vp` with the beta_d and beta_min of `vp_betas`: the grid ends at the limits (EDM's ablation sampler)."""
     _limits(n, sigma_min, sigma_max)
     return vp(n, *vp_betas(sigma_min, sigma_max, eps_s), eps_s)
 
@@ -237,6 +237,22 @@ def zero_terminal_snr(betas: Array) -> Array:
         raise ValueError(f"betas must be a 1-D list of two or more, got shape {list(root.shape)}")
     abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return 1 - abar / np.append(1.0, abar[:-1])
+
+
+def ddim_subsequence(T: int, n: int, kind: str = "uniform") -> list[int]:
+    """The times that the DDIM repository samples at, ascending (Song et al. 2021, Appendix D.2).
+
+    uniform: 0, s, 2s, ... with s = T // n, which can be more than n times. quad: floor of linspace(0, sqrt(0.8 T), n)
+    squared, which repeats 0 from about sqrt(0.8 T) times on: drop equal ones for `timesteps=`.
+
+    Args:
+        T, n: at least 1, n <= T; kind: "uniform" or "quad".
+    """
+    if check_count("n", n) > check_count("T", T):
+        raise ValueError(f"n must be at most T={T}, got {n}")
+    if check_choice("kind", kind, ("uniform", "quad")) == "uniform":
+        return list(range(0, T, T // n))
+    return [int(s) for s in np.linspace(0, math.sqrt(0.8 * T), n) ** 2]
 
 
 def space_timesteps(T: int, sections: str | int | Sequence[int]) -> list[int]:

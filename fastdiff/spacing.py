@@ -49,7 +49,7 @@ def spaced_timesteps(
     times = times[::-1][:n]
     if times[0] > T - 1:
         raise ValueError(f"offset must leave the times below T={T}, got {offset} for {n} leading times")
-    return times
+    return np.asarray(times, dtype=np.float64)
 
 
 def time_at_sigma(sigma: ArrayLike, table: ArrayLike) -> NDArray[Any]:

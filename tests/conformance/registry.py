@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import (
+    ddim_family,
     ddpm_family,
     dg_family,
+    diffusers_family,
     edm_family,
     kdiff_family,
     likelihood_family,
@@ -55,6 +57,9 @@ ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {
     ("ddpm", "ncsnv1_ald"): sde_family.check_ald,
     ("ddpm", "ncsnv2_ald"): sde_family.check_ald,
     ("ddpm", "ts_adm_ddim"): ts_family.check,
+    ("ddpm", "ddim_repo"): ddim_family.check,
+    ("ddpm", "diffusers"): diffusers_family.check,
+    ("edm", "diffusers"): diffusers_family.check_edm,
 }
 
 

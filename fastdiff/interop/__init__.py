@@ -1,0 +1,1 @@
+"""Conventions of other libraries, as fastdiff's processes, levels and solvers."""
