@@ -57,9 +57,9 @@ def dpm_multistep(
 ) -> Iterator[State]:
     """DPM-Solver (predict="eps") and DPM-Solver++ ("x0") of order 1, 2 or 3; with eta = 1 their SDE forms.
 
-    Lu et al. 2022b, Eqs. 9, 12, 18 and Algorithm 2; Lu et al. 2022a, Eq. 3.4 and Appendix B. Options as in diffusers'
-    DPMSolverMultistepScheduler: `lower_order_final` ends runs of fewer than 15 steps by an order-2 and an order-1 step,
-    `euler_at_final` every run by one of order 1. `solver_type` and `quadratic`: see `multistep_moments`.
+    Lu et al. 2022b, Proposition 4.1 and Algorithm 2; Lu et al. 2022a, Proposition 3.1 (Eq. 3.4). Options as in diffusers'
+    DPMSolverMultistepScheduler: `lower_order_final` ends runs of fewer than 15 steps by one of order 2 and one of order
+    1, `euler_at_final` every run by one of order 1. For `solver_type` and `quadratic` see `multistep_moments`.
     """
     check_choice("predict", predict, PREDICTIONS)
     check_choice("solver_type", solver_type, SOLVER_TYPES)

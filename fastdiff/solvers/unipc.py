@@ -20,7 +20,7 @@ ORDERS = (1, 2, 3)
 def two_node_moments(step: Exponential, solver_type: str) -> list[Number]:
     """With two values the rule takes half of B(h) for the slope: B = h (bh1) or the weight of the constant (bh2).
 
-    Zhao et al. 2023, Sec. 3.4 and Appendix F; in every other order B cancels, and the moments are the exact ones.
+    So do the codes of Zhao et al. 2023; at every other order B cancels, and the moments are the exact ones.
     """
     constant = step.moment(0)
     if solver_type == "bh2":
@@ -28,7 +28,7 @@ def two_node_moments(step: Exponential, solver_type: str) -> list[Number]:
     return [constant, step.h / 2 * (step.end.alpha if step.predict == "x0" else -step.end.sigma)]
 
 
-@register(order=3, evaluations="1", stochastic=False, source="Zhao et al. 2023 (UniPC), Algorithms 5-8")
+@register(order=3, evaluations="1", stochastic=False, source="Zhao et al. 2023 (UniPC), Algorithms 1 and 2")
 def unipc(
     denoise: Denoiser,
     x: State,
@@ -41,12 +41,12 @@ def unipc(
     lower_order_final: bool = True,
     disable_corrector: Collection[int] = (),
 ) -> Iterator[State]:
-    """UniP of order 1, 2 or 3, and UniC on top: where a step ends, what is evaluated there corrects the state.
+    """UniP of order 1, 2 or 3 (Zhao et al. 2023, Algorithm 2), and UniC (Algorithm 1) with the evaluation it shares.
 
-    The state yielded is the predicted one; UniC adds one to the order. Options as in diffusers' UniPCMultistepScheduler
-    (predict="eps" is its predict_x0=False): `lower_order_final` lets the order fall to 1 over the last steps,
-    `disable_corrector` are the numbers of the steps whose end is not corrected. A step to clean data is of first order
-    (the official codes give NaN there for bh1 and for noise prediction).
+    What is evaluated where a step ends corrects that state first, which gains an order; the state yielded is the
+    predicted one. Options as in diffusers' UniPCMultistepScheduler (predict="eps" is its predict_x0=False):
+    `lower_order_final` lets the order fall to 1 over the last steps, `disable_corrector` are the numbers of the steps
+    whose end is not corrected. A step to clean data is of first order (official codes: NaN for bh1 or "eps").
     """
     check_choice("predict", predict, PREDICTIONS)
     check_choice("solver_type", solver_type, SOLVER_TYPES)
