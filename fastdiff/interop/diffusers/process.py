@@ -55,7 +55,7 @@ class SchedulerProcess(Process):
         self.config = config
         self.integer_time = config.scheduler in DPM
         if "beta_schedule" in config:
-            self.alphas_cumprod: Array = np.cumprod(1 - betas_of(config))
+            self.alphas_cumprod: Array = np.cumprod(1 - betas_of(config), dtype=np.float64)
             if config.get("rescale_betas_zero_snr"):
                 self.alphas_cumprod[-1] = SMALLEST_ABAR
 
