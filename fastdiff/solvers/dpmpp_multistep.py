@@ -57,8 +57,8 @@ def dpm_multistep(
 ) -> Iterator[State]:
     """DPM-Solver (predict="eps") and DPM-Solver++ ("x0") of order 1, 2 or 3; with eta = 1 their SDE forms.
 
-    Lu et al. 2022b, Proposition 4.1 and Algorithm 2; Lu et al. 2022a, Proposition 3.1 (Eq. 3.4). Options as in diffusers'
-    DPMSolverMultistepScheduler: `lower_order_final` ends runs of fewer than 15 steps by one of order 2 and one of order
+    Lu et al. 2022b, Proposition 4.1 and Algorithm 2; Lu et al. 2022a, Proposition 3.1 (Eq. 3.4). As in diffusers'
+    DPMSolverMultistepScheduler, `lower_order_final` ends runs of fewer than 15 steps by one of order 2 and one of order
     1, `euler_at_final` every run by one of order 1. For `solver_type` and `quadratic` see `multistep_moments`.
     """
     check_choice("predict", predict, PREDICTIONS)
