@@ -73,15 +73,15 @@ def resolve_shape(shape: int | Sequence[int], sample_shape: Sequence[int] | None
     return torch.Size([check_count("shape", n, 0) for n in shape])
 
 
-def check_x_init(x_init: Tensor, shape: torch.Size, device: torch.device) -> None:
-    """The starting state must be a floating tensor of the run's shape on the model's device."""
-    if not isinstance(x_init, Tensor) or not x_init.is_floating_point():
-        came = x_init.dtype if isinstance(x_init, Tensor) else type(x_init).__name__
-        raise TypeError(f"x_init must be a floating-point tensor, got {came}")
-    if x_init.shape != shape:
-        raise ValueError(f"x_init must have shape {list(shape)}, got {list(x_init.shape)}")
-    if x_init.device != device:
-        raise ValueError(f"x_init must be on {device}, got {x_init.device}")
+def check_state(name: str, x: Any, shape: torch.Size, device: torch.device) -> Tensor:
+    """`x`, if it is a floating tensor of the run's shape on the model's device."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(x.shape)}")
+    if x.device != device:
+        raise ValueError(f"{name} must be on {device}, got {x.device}")
+    return x
 
 
 def check_noise(

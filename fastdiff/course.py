@@ -68,7 +68,7 @@ def course(sampler: Sampler, engine: Any, levels: Levels, kind: Kind) -> Iterato
         if kind.mask:
             if n > path.steps:
                 raise _other_levels(sampler)
-            engine.put(state, with_known(engine, state, path[n], kind.start + n))
+            engine.put(state, with_known(engine, state, path[n]))
         yield state, denoise
         denoise.finish_step()
     if kind.mask and n < path.steps:
@@ -81,10 +81,10 @@ def _first(engine: Any, prior_std: float, path: Levels, kind: Kind) -> State:
     if kind.x_init:
         x = engine.given("x_init")
         return path[0].alpha * x if kind.upwards else x
+    z = engine.latent()
     if kind.image and (kind.start or not kind.mask):
-        return path[0].alpha * engine.given("image") + path[0].sigma * engine.latent()
-    x = engine.latent() * prior_std
-    return with_known(engine, x, path[0], 0) if kind.mask else x
+        return path[0].alpha * engine.given("image") + path[0].sigma * z
+    return with_known(engine, prior_std * z, path[0], z) if kind.mask else z * prior_std
 
 
 def _other_levels(sampler: Sampler) -> ValueError:

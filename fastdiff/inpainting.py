@@ -7,6 +7,8 @@ al. 2022, "RePaint", Eq. 8, without resampling). The mask's factor is what a lea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,20 +16,20 @@ from .denoiser import State
 from .process import Level
 
 FIRST_DRAW = 1 << 30
-"""The known part's noise at the end of step i is draw FIRST_DRAW + i + 1, that of the start FIRST_DRAW: whatever a
-solver draws, it draws alike with and without a mask."""
+"""The known part's noise at the end of step i is draw FIRST_DRAW + i, at the start draw 0, the latent: whatever a solver
+draws, it draws alike with and without a mask."""
 
 
-def with_known(engine, x: State, level: Level, number: int) -> State:  # type: ignore[no-untyped-def]
+def with_known(engine: Any, x: State, level: Level, z: State | None = None) -> State:
     """x with the known part of the image, noised to `level`, in place of its own.
 
     Args:
-        engine: `trace.Recorder` or `denoiser.TensorEngine`.
-        number: of the state, 0 for the start.
+        engine: `trace.Recorder` or `denoiser.TensorEngine`, in the step that ends here.
+        z: the noise; default: the step's.
     """
     known = level.alpha * engine.given("image")
     if level.sigma > 0:
-        known = known + level.sigma * engine.drawn(FIRST_DRAW + number)
+        known = known + level.sigma * (engine.drawn(FIRST_DRAW + engine.step) if z is None else z)
     return known + engine.outside_mask(x - known)
 
 

@@ -31,17 +31,17 @@ class StepInfo(NamedTuple):
 
 
 class Progress:
-    """A tqdm bar over steps, or nothing."""
+    """A tqdm bar over the steps from number `first` on, or nothing."""
 
-    def __init__(self, show: bool, steps: int):
-        self._show, self._steps, self._done = show, steps, 0
+    def __init__(self, show: bool, steps: int, first: int = 0):
+        self._show, self._steps, self._first, self._done = show, steps, first, first
 
     def __enter__(self) -> Callable[[int], None] | None:
         if not self._show:
             return None
         from tqdm.auto import tqdm
 
-        self._bar = tqdm(total=self._steps, unit="step")
+        self._bar = tqdm(total=self._steps - self._first, unit="step")
         return self._tick
 
     def _tick(self, step: int) -> None:

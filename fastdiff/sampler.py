@@ -12,11 +12,8 @@ from torch import Tensor
 
 from . import ops
 from .arguments import (
-    check_noise,
-    check_x_init,
     clip_range,
     compile_network,
-    conditioning,
     dtype_of_model,
     explicit_levels,
     graph_mode,
@@ -24,9 +21,11 @@ from .arguments import (
     resolve_device,
     resolve_shape,
 )
+from .calls import make_request
 from .compiler import compile_plan
 from .course import Kind, course
 from .denoiser import Denoiser
+from .encoding import encode
 from .errors import check_choice, check_count, check_finite
 from .executor import Executor, Request
 from .exposure.schedules import LinearScale, as_scale, epsilon_scales
@@ -36,7 +35,6 @@ from .guidance import Guidance, guidance_terms
 from .plan import Plan
 from .prediction import Prediction, get_prediction
 from .process import Level, Levels, Process, get_process
-from .random import seed_tensor
 from .readable import nothing_yielded, run_on_tensors
 from .reporting import Progress, StepInfo, blame
 from .solvers import SOLVERS, Driver, Solver, check_options, ddim_inversion, ddpm, get_solver, name_of
@@ -54,7 +52,8 @@ class Sampler:
     """Draws samples from a diffusion model.
 
     Args:
-        model: any callable `(x, t, **cond) -> output` that does not write to x; x is [B, ...] of any rank, t is [B]:
+        model: any callable `(x, t, **cond) -> output` that does not write to x, nor to outputs it returned before, which
+            multistep solvers read; x is [B, ...] of any rank, t is [B]:
             sigma (VE, EDM), the timestep (VP) or ln(sigma)/4 (prediction "edm"). An output of twice the channels
             (dim 1) has a variance half.
         process: "edm", "ve", "vp", "vp_cosine", "flow" or a `Process`.
@@ -319,6 +318,10 @@ class Sampler:
         labels: Any = None,
         cond: dict[str, Any] | None = None,
         x_init: Tensor | None = None,
+        image: Tensor | None = None,
+        mask: Tensor | None = None,
+        strength: float | None = None,
+        start: int | None = None,
         noise: NoiseFunction | None = None,
         generator: torch.Generator | None = None,
         callback: Callable[[StepInfo], None] | None = None,
@@ -334,10 +337,17 @@ class Sampler:
             labels: class indices [B] (or one for all), or one-hot rows; passed to the model as `labels=`.
             cond: further keyword arguments of the model and the guidance terms.
             x_init: the starting state, already scaled to the first level; default: prior noise.
-            noise: `(draw, step) -> tensor [B, ...]` in place of the seeds' noise; draw 0 is the initial latent.
+            image: [B, ...] clean data to start from (img2img), noised by draw 0, or to keep a part of (`mask`).
+            mask: 1 where `image` is kept, exactly if the last level is clean, 0 where it is made anew, or between; its
+                shape broadcasts to [B, ...]. Inpainting by replacement, see `fastdiff.inpainting`.
+            strength: the fraction of the steps that are made, the last ones: 1 starts from the noisiest level (with a
+                mask, from noise alone).
+            start: in place of `strength`, the number of the first step made, for a state `x_init` at its level too.
+            noise: `(draw, step) -> tensor [B, ...]` in place of the seeds' noise; draw 0 is the initial latent, those
+                from 2^30 on noise the part that a mask keeps.
             generator: PyTorch's noise instead: one `randn` of the batch per draw, in order.
             callback: called with a `StepInfo` at the end of every step.
-            return_trajectory: also return all states [N+1, B, ...], the starting state first.
+            return_trajectory: also return all states [N+1, B, ...] (fewer after `start`), the starting state first.
             progress: show a progress bar.
 
         Returns:
@@ -348,21 +358,13 @@ class Sampler:
             FloatingPointError: the result is not finite (with `check`); names the first bad step and the seeds.
         """
         size = resolve_shape(shape, self.shape)
+        arguments: dict[str, Any] = {"seeds": seeds, "labels": labels, "cond": cond, "x_init": x_init, "image": image}
+        arguments |= {"mask": mask, "strength": strength, "start": start, "noise": noise, "generator": generator}
         model, variant = self._tuned.get(size, (None, None))
         if variant is not None and model is self.model:
-            inputs = {"seeds": seeds, "labels": labels, "cond": cond, "x_init": x_init}
-            inputs |= {"noise": noise, "generator": generator, "callback": callback}
-            return variant(size, **inputs, return_trajectory=return_trajectory, progress=progress)
-        seed = seed_tensor(seeds, size[0], self.device)
-        if x_init is not None:
-            check_x_init(x_init, size, self.device)
-            x_init = x_init.to(self.dtype).contiguous()
-        elif self.solver is ddim_inversion:
-            raise ValueError("x_init must be given to solver 'ddim_inversion': the data to invert")
-        if noise is not None and generator is not None:
-            raise ValueError("generator must be left out when noise is given")
-        classes = None if "labels" in [t.keeps for t in self.guidance] else getattr(self.model, "label_dim", None)
-        cond = conditioning(cond, labels, size[0], classes, self.device)
+            return variant(size, **arguments, callback=callback, return_trajectory=return_trajectory, progress=progress)
+        state = None if generator is None else generator.get_state()
+        request = make_request(self, size, **arguments)
         trajectory: list[Tensor] = []
 
         def report(step: int, level: Level | None, x: Tensor, denoised: Tensor | None) -> None:
@@ -371,22 +373,33 @@ class Sampler:
             if callback is not None and level is not None and denoised is not None:
                 callback(StepInfo(step, level, x, denoised))
 
-        state = None if generator is None else generator.get_state()
-        if generator is not None:
-            noise = lambda draw, step: torch.randn(size, generator=generator, device=generator.device)  # noqa: E731
-        source = None if noise is None else check_noise(noise, size, self.dtype, self.device)
-        observer = report if callback is not None or return_trajectory else None
-        request = Request(self._network, self.guidance, size, seed, x_init, cond, size[0], source, observer)
-        with Progress(progress, self.levels.steps) as request.tick:
-            x = self._run(request)
+        request.report = report if callback is not None or return_trajectory else None
+        x = self.run(request, progress)
         if self.check and x.numel() and not bool(torch.isfinite(x).all()):
             if generator is not None and state is not None:
                 generator.set_state(state)
-            blame(lambda look: self._run_eagerly(replace(request, report=look, tick=None)), seed)
+            blame(lambda look: self._run_eagerly(replace(request, report=look, tick=None)), request.seeds)
         return (x, torch.stack(trajectory)) if return_trajectory else x
 
+    def encode(self, x: Tensor, *, labels: Any = None, cond: dict[str, Any] | None = None) -> Tensor:
+        """The noise that a deterministic solver makes data of: its own steps, on the levels in reverse.
+
+        Sampling from it (`x_init`) returns the data up to the error of the solver's order, and of the first level
+        above clean data, at which the data are taken to be.
+
+        Args:
+            x: [B, ...] clean data; labels, cond: as in a call.
+
+        Returns:
+            [B, ...], the state at the noisiest level.
+
+        Raises:
+            ValueError, TypeError: a bad argument, or a solver that draws noise or chooses its own steps.
+        """
+        return encode(self, x, labels, cond)
+
     @property
-    def _network(self) -> Callable[..., Tensor]:
+    def network(self) -> Callable[..., Tensor]:
         """The model, or what torch.compile made of it."""
         if not self._compile:
             return self.model
@@ -394,12 +407,13 @@ class Sampler:
             self._compiled_network = self.model, compile_network(self.model, self.device)
         return self._compiled_network[1]
 
-    def _run(self, request: Request) -> Tensor:
-        """From a graph, if one is wanted and can be had."""
-        x = None
-        if self.graph != "off" and request.noise is None and 0 not in request.shape:
-            x = self._run_graph(request)
-        return x if x is not None else self._run_eagerly(request)
+    def run(self, request: Request, progress: bool = False) -> Tensor:
+        """The final state of a request: from a graph, if one is wanted and can be had."""
+        with Progress(progress, self.levels.steps, request.start) as request.tick:
+            x = None
+            if self.graph != "off" and request.noise is None and 0 not in request.shape:
+                x = self._run_graph(request)
+            return x if x is not None else self._run_eagerly(request)
 
     def _run_graph(self, request: Request) -> Tensor | None:
         scope = "step" if request.tick is not None else self.graph
