@@ -94,7 +94,7 @@ class Denoiser:
 
     def evaluate(self, x: State, level: Level) -> Evaluation:
         """Call the model at `level` and return everything it said."""
-        at = Position(self._place(), self.levels.steps, self.evaluations, level)
+        at = Position(self.place, self.levels.steps, self.evaluations, level)
         x0, output, variance, added = self._predict(x, at)
         scale = self._scale()
         if scale != 1.0:
@@ -266,9 +266,10 @@ class Denoiser:
     def _scale_of_step(self) -> float:
         if self.epsilon_scale_mode == "first" and self.evaluations:
             return 1.0
-        return float(self.epsilon_scale[min(self._place(), len(self.epsilon_scale) - 1)])
+        return float(self.epsilon_scale[min(self.place, len(self.epsilon_scale) - 1)])
 
-    def _place(self) -> int:
+    @property
+    def place(self) -> int:
         """The number of the step, counted from the noisiest."""
         return self.levels.steps - 1 - self.step if self.upwards else self.step
 

@@ -123,7 +123,7 @@ def design_space(
         u, sigma, end = x_hat / hat.alpha, hat.sigma_ve, following.sigma_ve
         y = to.s(sigma) * u
         if mixed_epsilon:
-            x0 = x0 + (1 - 1 / denoise.epsilon_scale[denoise.step]) * (y - u)
+            x0 = x0 + (1 - 1 / denoise.epsilon_scale[denoise.place]) * (y - u)
         h = (to.t(end) if end > 0 else 0.0) - to.t(sigma)
         d = to.slope(y, x0, sigma)
         if order == 2 and end > 0:

@@ -145,6 +145,14 @@ def test_a_step_of_no_length_changes_nothing(solver):
     assert torch.allclose(final, x, rtol=CLOSED_FORM, atol=CLOSED_FORM)
 
 
+def test_dpm_2_runs_from_data_to_noise_and_back(gaussian):
+    sampler = Sampler(gaussian.denoise, solver="dpm_2", steps=60, sigma_max=10.0, **F64)
+    data = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    noise = sampler.encode(data)
+    assert torch.allclose(noise, gaussian.ode(data, 0.002, 10.0), rtol=0.01, atol=0)
+    assert torch.allclose(sampler(noise.shape, x_init=noise), data, rtol=0, atol=0.001)
+
+
 @pytest.mark.parametrize("solver", SOLVERS_HERE)
 def test_one_launch_an_evaluation(solver):
     plan = Sampler(model, solver=solver, steps=8).plan()
