@@ -72,3 +72,6 @@ DIFFUSERS_FLOAT32 = 2e-3
 
 NUMERICAL_DERIVATIVE = 1e-6
 """A derivative in closed form against a central difference in float64, relative."""
+
+SMALL_SIGMA = 1e-7
+"""A float64 run in two equal forms, one of which divides differences of states by a small sigma^2."""

@@ -48,7 +48,7 @@ def _check_one_level(solver: str, levels: Levels) -> None:
         )
 
 
-@register(order=1, evaluations="1", stochastic=True, source="Welling & Teh 2011; Song & Ermon 2019, Eq. 4")
+@register(order=None, evaluations="1", stochastic=True, source="Welling & Teh 2011; Song & Ermon 2019, Eq. 4")
 def langevin(
     denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., State], *, step_size: float = 1e-3
 ) -> Iterator[State]:

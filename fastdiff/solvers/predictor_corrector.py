@@ -121,7 +121,7 @@ def predictor_steps(transitions: Exact | Tabled, predictor: str, probability_flo
 
 
 @register(
-    order=1,
+    order=None,
     evaluations="1 and corrector_steps",
     stochastic=True,
     source="Song et al. 2021 (score SDE), Algorithms 1 to 5",
