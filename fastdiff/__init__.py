@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from . import adaptive, ops
+from . import adaptive, ops, probability_flow
 from ._version import __version__
 from .exposure import LinearScale
 from .plan import Plan
@@ -40,4 +40,5 @@ __all__ = [
     "__version__",
     "adaptive",
     "ops",
+    "probability_flow",
 ]

@@ -218,7 +218,7 @@ class _Run:
         """Both solutions at the end of a step, the better one with its noise, and x_0 if it is wanted."""
         start, end = np.exp(-self.at), np.exp(-target)
         lowest = math.exp(-self.end)
-        down = np.array([max(float(split(s, t, self.eta)[0]), lowest) for s, t in zip(start, end)])  # type: ignore[arg-type]
+        down = np.array([max(float(split(s, t, self.eta)[0]), lowest) for s, t in zip(start, end)])
         up = np.sqrt(np.maximum(end**2 - down**2, 0.0))
         together = len(target) == 1
         choice = None if together else denoise.choose(each_its_own, [x])
@@ -265,22 +265,31 @@ def each_its_own(x: Tensor, told: Tensor) -> Tensor:
     return torch.arange(len(x), device=x.device)
 
 
-def check_driven(name: str, sampler: Sampler, request: Request) -> tuple[Level, Level]:
-    """The first level and the last noisy one, of a solver that visits levels of its own between them.
+def check_own_steps(name: str, sampler: Sampler, request: Request) -> None:
+    """Refuse what a solver that makes steps of its own cannot do.
 
     Raises:
-        ValueError: the sampler or the call has what such a solver cannot do.
+        ValueError: the sampler or the call asks for it.
     """
     if len(set(epsilon_scales(sampler.epsilon_scale, sampler.levels.steps))) > 1:
         raise ValueError(f"epsilon_scale must be one number for solver {name!r}, which makes steps of its own")
     if request.more or request.start or request.upwards:
         raise ValueError(f"solver {name!r} makes steps of its own and takes no image, mask or start")
+
+
+def check_driven(name: str, sampler: Sampler, request: Request) -> tuple[Level, Level]:
+    """The first level and the last noisy one, of a solver that visits any levels between them.
+
+    Raises:
+        ValueError: as `check_own_steps`; or the process has not every level.
+    """
+    check_own_steps(name, sampler, request)
     first, last = noisy_ends(sampler.levels, name)
     middle = math.sqrt(first.sigma_ve * last.sigma_ve)
     if not math.isclose(sampler.levels.between(middle).sigma_ve, middle, rel_tol=1e-6):
         raise ValueError(
-            f"process must have a level at every sigma for solver {name!r} (a VE, EDM, flow or SDE process), and "
-            f"{type(sampler.process).__name__} has discrete timesteps"
+            f"process must have a level at every sigma for solver {name!r} (EDM, VE, flow, an SDE, InterpolatingVP), "
+            f"this {type(sampler.process).__name__} has discrete ones"
         )
     return first, last
 

@@ -1,23 +1,22 @@
-"""A state and the divergence of its velocity, integrated along an ODE with torchdiffeq."""
+"""A state and the divergence of its velocity, integrated along an ODE with torchdiffeq or scipy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..errors import check_choice, check_count, check_positive
+from ..odes import ADAPTIVE, FIXED, solve
 from ..random import seed_tensor
 
 __all__ = ["ADAPTIVE", "FIXED", "PROBES", "Solved", "Velocity", "integrate"]
 
 PROBES = ("rademacher", "gaussian", "exact")
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "RK45")
-FIXED = ("rk4", "heun3", "midpoint", "euler")
-
 _LEAST_RTOL = 1e-12
 
 Velocity = Callable[[Tensor, float], Tensor]  # (x [B, ...], s) -> dx/ds
@@ -44,11 +43,7 @@ def integrate(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> Solved:
-    """The state and the divergence's integrals at the end of the span; the state is float64, the network's x as given.
-
-    torchdiffeq would look beyond the end to choose its first step, and step over it and interpolate back: it is given a
-    `first_step`, which it shrinks as needed, and `step_t`.
-    """
+    """The state and the divergence's integrals at the end of the span; the state is float64."""
     vectors = _probes(x, check_choice("probe", probe, PROBES), probes, seeds, hutchinson)
     check_choice("method", method, ADAPTIVE + FIXED)
     if (steps is None) != (method in ADAPTIVE):
@@ -56,12 +51,6 @@ def integrate(
     rtol, atol = check_positive("rtol", rtol), check_positive("atol", atol)
     if rtol < _LEAST_RTOL:
         raise ValueError(f"rtol must be at least {_LEAST_RTOL:g} (rounding alone is near it), got {rtol}")
-    try:
-        from torchdiffeq import odeint
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "likelihoods by the ODE need torchdiffeq: pip install 'fastdiff[likelihood]'", name="torchdiffeq"
-        ) from None
     batch, size, count, calls = len(x), x[:1].numel(), 1 if vectors is None else len(vectors), 0
     if not x.numel():
         return Solved(x.double(), x.new_zeros(batch, count, dtype=torch.float64), 0, vectors is None)
@@ -83,33 +72,9 @@ def integrate(
         return torch.maximum(state[:, :size].square().mean(1).sqrt().max(), state[:, size:].abs().max())
 
     start = torch.cat([x.flatten(1).double(), x.new_zeros(batch, count, dtype=torch.float64)], 1)
-    if method == "RK45":
-        end = _scipy(derivative, start, span, rtol, atol)
-        return Solved(end[:, :size].view(x.shape), end[:, size:], calls, vectors is None)
-    ends = torch.tensor(span, dtype=torch.float64, device=x.device)
-    grid: dict[str, Any] = {"norm": worst, "step_t": ends[1:], "first_step": (span[1] - span[0]) / 100}
-    if steps is not None:
-        points = torch.linspace(*span, check_count("steps", steps) + 1, dtype=torch.float64, device=x.device)
-        grid = {"grid_constructor": lambda *_: points}
-    with torch.no_grad():
-        end = odeint(derivative, start, ends, rtol=rtol, atol=atol, method=method, options=grid)[-1]
+    grid = None if steps is None else np.linspace(*span, check_count("steps", steps) + 1).tolist()
+    (end,) = solve(derivative, start, span, "likelihoods by the ODE", method, rtol, atol, worst, grid)
     return Solved(end[:, :size].view(x.shape), end[:, size:], calls, vectors is None)
-
-
-def _scipy(
-    derivative: Callable[[Tensor, Tensor], Tensor], start: Tensor, span: tuple[float, float], rtol: float, atol: float
-) -> Tensor:
-    """scipy's RK45 on the flattened batch, as score_sde solves it; its arithmetic is NumPy's."""
-    from scipy.integrate import solve_ivp  # torchdiffeq needs it too
-
-    def flat(s: float, state: Any) -> Any:
-        y = torch.from_numpy(state).view(start.shape).to(start.device)
-        return derivative(torch.tensor(s, dtype=torch.float64), y).flatten().cpu().numpy()
-
-    found = solve_ivp(flat, span, start.flatten().cpu().numpy(), method="RK45", rtol=rtol, atol=atol)
-    if not found.success:
-        raise FloatingPointError(f"scipy's RK45 did not reach the end of {span}: {found.message}")
-    return torch.from_numpy(found.y[:, -1].copy()).view(start.shape).to(start.device)
 
 
 def _divergence(v: Tensor, y: Tensor, vectors: Tensor | None) -> Tensor:

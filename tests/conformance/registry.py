@@ -10,6 +10,7 @@ from . import (
     dg_family,
     diffusers_family,
     edm_family,
+    flow_family,
     kdiff_family,
     likelihood_family,
     loss_family,
@@ -35,6 +36,8 @@ TABLE_RUNNERS: dict[tuple[str, str], Callable[[Case], None]] = {
     ("ddpm", "ncsn_losses"): score_family.check_ncsn,
     ("ddpm", "sde_losses"): score_family.check_sde_losses,
     ("ddpm", "sde_tables"): score_family.check_sde_tables,
+    ("ddpm", "sde_ode"): flow_family.check_ode,
+    ("edm", "kdiff_ll"): flow_family.check_likelihood,
 }
 # Families that run the library, by each of its routes: runner(case, route).
 ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {

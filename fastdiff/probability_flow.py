@@ -1,0 +1,186 @@
+"""The probability flow solved as an ODE to a tolerance, by torchdiffeq or SciPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .adaptive import check_driven, check_own_steps
+from .continuous import Flow, SDEProcess
+from .denoiser import Denoiser
+from .errors import check_choice, check_positive
+from .executor import Request
+from .odes import ADAPTIVE, solve
+from .process import Level
+from .readable import start_state, tensor_engine
+from .solvers.registry import Driver, register
+
+if TYPE_CHECKING:
+    from .sampler import Sampler
+
+__all__ = ["ode"]
+
+FINALS = ("x0", "reverse_diffusion", "none")
+
+
+class Path(NamedTuple):
+    """The flow as an ODE dy/ds of y = scale(s) x.
+
+    Attributes:
+        points: s at the sampler's noisy levels, in their order.
+        level: of s.
+        velocity: (y, x0, s, level) -> dy/ds, with x0 predicted at s.
+        scaled: whether y is x / alpha; else it is x.
+    """
+
+    points: list[float]
+    level: Callable[[float], Level]
+    velocity: Callable[[Tensor, Tensor, float, Level], Tensor]
+    scaled: bool
+
+
+def path_of(sampler: Sampler, request: Request) -> Path:
+    """In time for processes that have one (SDEs: Song et al. 2021, Eq. 13; flow: Lipman et al. 2023); for others in log
+    sigma, in VE terms: du / d log sigma = u - x_0 (Karras et al. 2022, Eq. 1)."""
+    process, levels = sampler.process, sampler.levels
+    noisy = [level for level in levels if level.sigma > 0]
+    if isinstance(process, (Flow, SDEProcess)):
+        check_own_steps("ode", sampler, request)
+        assert levels.times is not None
+        points = levels.times[: len(noisy)].tolist()
+        return Path(points, process.level, _of_flow if isinstance(process, Flow) else _of_sde(process), False)
+    check_driven("ode", sampler, request)
+    points = [math.log(level.sigma_ve) for level in noisy]
+    return Path(points, lambda s: levels.between(math.exp(s)), lambda u, x0, s, level: u - x0, True)
+
+
+def _of_flow(x: Tensor, x0: Tensor, t: float, level: Level) -> Tensor:
+    return (x - x0) / t
+
+
+def _of_sde(process: SDEProcess) -> Callable[[Tensor, Tensor, float, Level], Tensor]:
+    def velocity(x: Tensor, x0: Tensor, t: float, level: Level) -> Tensor:
+        time = torch.tensor([t], dtype=torch.float64)
+        factor, diffusion = float(process.sde.drift(time)), float(process.sde.diffusion(time))
+        return factor * x - (0.5 * diffusion**2 / level.sigma**2) * (level.alpha * x0 - x)
+
+    return velocity
+
+
+class ProbabilityFlow(Driver):
+    """Every method of the probability flow with steps chosen by a tolerance (Song et al. 2021, Section 4.3).
+
+    From the first level to the last noisy one; levels between only say where a callback or a trajectory looks (one
+    evaluation more each). The batch shares its steps: with "RK45" one root mean square over all is held to the
+    tolerance (score_sde), with torchdiffeq's methods that of each sample. The solver's arithmetic is in float64.
+
+    Options:
+        method: "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun" (torchdiffeq) or "RK45" (SciPy, on the host).
+        rtol, atol: relative and absolute tolerance; of x, or of x / alpha where the process is not one in time.
+        final: what is done at the last noisy level, where the levels end in clean data: "x0" takes the predicted x_0,
+            "reverse_diffusion" one step of the SDE's chain without its noise (score_sde's denoise), "none" nothing.
+
+    Raises:
+        FloatingPointError: the velocity is not finite, or the tolerance cannot be met.
+        ModuleNotFoundError: torchdiffeq or SciPy is not installed.
+    """
+
+    def __call__(
+        self,
+        sampler: Sampler,
+        request: Request,
+        *,
+        method: str = "dopri5",
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        final: str = "x0",
+    ) -> Tensor:
+        check_choice("method", method, ADAPTIVE)
+        check_choice("final", final, FINALS)
+        rtol, atol = check_positive("rtol", rtol), check_positive("atol", atol)
+        if final == "reverse_diffusion" and not isinstance(sampler.process, SDEProcess):
+            raise ValueError(f"final must be 'x0' or 'none' for a process without an SDE's chain, got {final!r}")
+        path = path_of(sampler, request)
+        run = _Run(sampler, request, path)
+        x = start_state(sampler, request)
+        run.report(-1, None, x)
+        if x.numel() and len(path.points) > 1:
+            x = run.solve(x, method, rtol, atol)
+        if sampler.levels[-1].sigma == 0 and final != "none":
+            x = run.finish(x, final)
+        return x
+
+
+ode = register(
+    order=None,
+    evaluations="adaptive",
+    stochastic=False,
+    source="Song et al. 2021, Eq. 13; torchdiffeq, SciPy's RK45",
+    name="ode",
+)(ProbabilityFlow())
+
+
+class _Run:
+    def __init__(self, sampler: Sampler, request: Request, path: Path):
+        self.sampler, self.request, self.path = sampler, request, path
+        self._engine = tensor_engine(sampler, request)
+        self._denoise: Denoiser = sampler.denoiser(self._engine, sampler.levels)
+
+    def x0(self, x: Tensor, level: Level) -> Tensor:
+        """The predicted x_0 of a state."""
+        self._denoise.evaluations = 0
+        return self._denoise(x, level)
+
+    def report(self, step: int, level: Level | None, x: Tensor, x0: Tensor | None = None) -> None:
+        """Tell an observer, if there is one."""
+        if self.request.report is not None:
+            if level is not None and x0 is None:
+                x0 = self.x0(x, level)
+            self.request.report(step, level, x, x0)
+
+    def solve(self, x: Tensor, method: str, rtol: float, atol: float) -> Tensor:
+        """The state at the last noisy level."""
+        path, dtype = self.path, x.dtype
+        points = path.points if self.request.report is not None else [path.points[0], path.points[-1]]
+        levels = {point: path.level(point) for point in points}
+
+        def state(y: Tensor, level: Level) -> Tensor:
+            return (level.alpha * y if path.scaled else y).to(dtype).view(x.shape)
+
+        def derivative(s: Tensor, y: Tensor) -> Tensor:
+            level = path.level(float(s))
+            x0 = self.x0(state(y, level), level)
+            change = path.velocity(y.to(dtype).view(x.shape), x0, float(s), level).double()
+            if not bool(change.isfinite().all()):
+                raise FloatingPointError(
+                    f"the velocity of the probability flow is not finite at sigma {level.sigma:.4g}"
+                )
+            return change.view(y.shape)
+
+        def worst(error: Tensor) -> Tensor:
+            return error.view(len(x), -1).square().mean(1).sqrt().max()
+
+        start = x.double() / levels[points[0]].alpha if path.scaled else x.double()
+        found = solve(derivative, start.flatten(1), points, "runs of solver 'ode'", method, rtol, atol, worst)
+        for step, (here, there, y) in enumerate(zip(points, points[1:], found)):
+            x = state(y, levels[there])
+            self.report(step, levels[here], x)
+        return x
+
+    def finish(self, x: Tensor, final: str) -> Tensor:
+        """From the last noisy level to clean data."""
+        point = self.path.points[-1]
+        level = self.path.level(point)
+        x0 = denoised = self.x0(x, level)
+        if final == "reverse_diffusion":
+            assert isinstance(self.sampler.process, SDEProcess)
+            score = (level.alpha * x0 - x) / level.sigma**2
+            time = torch.full(x.shape[:1], point, dtype=torch.float64, device=x.device)
+            drift, _ = self.sampler.process.sde.reverse(x, score, time, discrete=True)
+            denoised = (x - drift).to(x.dtype)
+        self.report(len(self.path.points) - 1, level, denoised, x0)
+        return denoised
