@@ -17,9 +17,9 @@
 namespace fastdiff {
 
 constexpr int kMaxInputs = 8;
-constexpr int kMaxDraws = 2;
+constexpr int kMaxDraws = 64;
+constexpr int kFewDraws = 2;  // more are added to the sums one by one as they are made
 constexpr int kMaxOutputs = 3;
-constexpr int kMaxColumns = kMaxInputs + kMaxDraws;
 
 // Where the numbers of one row are:  C[M][K]   then, if clip, P[K] low high c[M]   then, if learned, a b E[M][K]   and,
 // if squared, D[M][K].
@@ -40,6 +40,16 @@ struct RowLayout {
   FD_HD int learned_coefficient(int output) const { return intercept() + 1 + output * columns; }
   FD_HD int squared_coefficient(int output) const { return learned_coefficient(outputs + output); }
   FD_HD int width() const { return learned ? learned_coefficient(squared ? 2 * outputs : outputs) : slope(); }
+
+  // The weighted sums of a row by number: C of output m is m, then P, E and D. Where the weights of one begin; -1: the
+  // row has no such sum.
+  static constexpr int kP = kMaxOutputs, kE = kP + 1, kD = kE + kMaxOutputs, kSums = kD + kMaxOutputs;
+  FD_HD int place(int sum) const {
+    if (sum < kP) return sum < outputs ? coefficient(sum) : -1;
+    if (sum == kP) return clip ? clipped() : -1;
+    if (sum < kD) return learned && sum - kE < outputs ? learned_coefficient(sum - kE) : -1;
+    return squared && sum - kD < outputs ? squared_coefficient(sum - kD) : -1;
+  }
 };
 
 // weights[0] values[0] + weights[1] values[1] + ..., zero when there is nothing to add.

@@ -35,9 +35,9 @@ struct Job {
   int inputs;
   int draws;
   Column columns[kMaxInputs];
-  std::uint32_t draw_numbers[kMaxDraws];
   Column variance;              // if layout.learned
   Output outputs[kMaxOutputs];  // of combine
+  std::uint32_t draw_numbers[kMaxDraws];
 };
 
 }  // namespace fastdiff

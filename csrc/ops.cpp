@@ -14,6 +14,11 @@ namespace {
 constexpr std::int64_t kGrain = 32768;
 constexpr std::int64_t kNoiseGrain = 8192;
 
+std::int64_t grain_of(const Job& job) {
+  if (job.draws == 0) return kGrain;
+  return job.draws <= kFewDraws ? kNoiseGrain : kNoiseGrain * kFewDraws / job.draws;
+}
+
 // Calls run(sample, begin, end) on pieces of all samples, a piece starting at a multiple of `piece` in its sample.
 // Little work stays on the calling thread.
 template <class Run>
@@ -46,9 +51,8 @@ void check_rows(const char* op, const Job& job, std::int64_t count) {
 
 void run_combine(const Job& job) {
   const Kernels& loops = kernels();
-  const std::int64_t grain = job.draws > 0 ? kNoiseGrain : kGrain;
   for_each_piece(
-      job.batch, job.elements, kSumBlock, grain,
+      job.batch, job.elements, kSumBlock, grain_of(job),
       [&](std::int64_t sample, std::int64_t begin, std::int64_t end) { loops.combine(job, sample, begin, end); });
 }
 
@@ -90,8 +94,7 @@ Tensor sum_squares(const TensorList& inputs, const Tensor& table, const Optional
   const Kernels& loops = kernels();
   const std::int64_t blocks = (job.elements + kSumBlock - 1) / kSumBlock;
   std::vector<double> partial(static_cast<std::size_t>(job.batch * blocks));
-  const std::int64_t grain = job.draws > 0 ? kNoiseGrain : kGrain;
-  for_each_piece(job.batch, job.elements, kSumBlock, grain,
+  for_each_piece(job.batch, job.elements, kSumBlock, grain_of(job),
                  [&](std::int64_t sample, std::int64_t begin, std::int64_t end) {
                    for (std::int64_t at = begin; at < end; at += kSumBlock) {
                      partial[static_cast<std::size_t>(sample * blocks + at / kSumBlock)] =

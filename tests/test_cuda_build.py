@@ -79,7 +79,7 @@ def call(
     numbers = [batch, elements, CODES[table.dtype], len(inputs), len(draws), len(outputs), int(clip)]
     learned = learned_variance is not None
     squared = learned and table.shape[1] > row_width(len(inputs) + len(draws), len(outputs), clip, learned)
-    numbers += [learned + squared, *draws, 0, 0]
+    numbers += [learned + squared, *draws]
     read = [*inputs, *([] if learned_variance is None else [learned_variance])]
     moved = [*read, *outputs]
     return [
@@ -107,7 +107,7 @@ def arguments(
         "table": table,
         "rows": torch.randint(0, 4, shape[:1], generator=g),
         "seeds": torch.randint(-(2**63), 2**63 - 1, shape[:1], generator=g) if draws else None,
-        "draws": [2**32 - 1, 7][:draws],
+        "draws": [2**32 - 1, *range(7, 6 + draws)][:draws],
         "learned_variance": torch.randn(shape, generator=g) if learned else None,
         "clip": clip,
     }
@@ -135,6 +135,11 @@ def combine(
         (5, 1, 1, 0, 1),
         (3, 1, 1, 0, 2),
         (8, 2, 3, 1, 2),
+        (2, 3, 1, 0, 0),
+        (1, 33, 2, 0, 0),
+        (3, 5, 2, 1, 0),
+        (2, 4, 3, 0, 2),
+        (8, 64, 3, 1, 2),
     ],
 )
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4), (2, 7), (2, 64), (3, 1025), (2, 4096)], ids=str)

@@ -2,7 +2,8 @@
 // but the exported table has internal linkage, so that no two levels can be mixed up by the linker.
 //
 // A sample is worked through in blocks that stay in the first-level cache: what is not of the compute type T is cast
-// into a buffer, normals are made into another, then each output is one pass over the K columns.
+// into a buffer, normals are made into another, then each output is one pass over the K columns. Of more draws than a
+// few, no normals are kept: each is added to all sums of the row once it is made, in the same order.
 #include "kernels.h"
 
 #include "convert.h"
@@ -66,17 +67,24 @@ void weighted(const T* weights, const T* const* values, const T* factors, std::i
 template <class T>
 void weighted(const T* weights, const T* const* values, int columns, const T* factors, std::int64_t count, T* out) {
   using Function = void (*)(const T*, const T* const*, const T*, std::int64_t, T*);
-  static constexpr Function kByColumns[kMaxColumns + 1] = {
+  static constexpr Function kByColumns[kMaxInputs + kFewDraws + 1] = {
       weighted<T, 0>, weighted<T, 1>, weighted<T, 2>, weighted<T, 3>, weighted<T, 4>, weighted<T, 5>,
       weighted<T, 6>, weighted<T, 7>, weighted<T, 8>, weighted<T, 9>, weighted<T, 10>};
   kByColumns[columns](weights, values, factors, count, out);
+}
+
+// sums += weight normals
+template <class T>
+void add_term(T weight, const float* normals, std::int64_t count, T* __restrict sums) {
+  for (std::int64_t i = 0; i < count; ++i) sums[i] = add(sums[i], mul(weight, static_cast<T>(normals[i])));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // One run of elements of one sample
 // ---------------------------------------------------------------------------------------------------------------------
 
-template <class T>
+// `kMany`: there are more than kFewDraws draws.
+template <class T, bool kMany>
 class Run {
  public:
   Run(const Job& job, std::int64_t sample) : job_(job), layout_(job.layout), sample_(sample) {
@@ -87,13 +95,12 @@ class Run {
   void load(std::int64_t at, std::int64_t count) {
     count_ = count;
     for (int j = 0; j < job_.inputs; ++j) values_[j] = read(job_.columns[j], at, buffers_[j]);
-    for (int n = 0; n < job_.draws; ++n) {
-      const Generator generator(static_cast<std::uint64_t>(job_.seeds[sample_]), job_.draw_numbers[n]);
-      const float* normals = draw_normals(generator, at, count, normals_[n]);
-      values_[job_.inputs + n] = as_columns(normals, buffers_[job_.inputs + n]);
+    for (int n = 0; n < held_draws(); ++n) {
+      values_[job_.inputs + n] = as_columns(draw(n, at, normals_[n]), buffers_[job_.inputs + n]);
     }
+    if constexpr (kMany) add_up(at);
     if (layout_.clip) {
-      weighted(row_ + layout_.clipped(), values_, layout_.columns, static_cast<const T*>(nullptr), count, clipped_);
+      sum(RowLayout::kP, nullptr, clipped_);
       const T low = row_[layout_.low()];
       const T high = row_[layout_.high()];
       for (std::int64_t i = 0; i < count; ++i) clipped_[i] = clamp(clipped_[i], low, high);
@@ -108,23 +115,59 @@ class Run {
 
   // Output m of the block that is loaded.
   void compute(int m, T* out) const {
-    const T* no_factors = nullptr;
-    weighted(row_ + layout_.coefficient(m), values_, layout_.columns, no_factors, count_, out);
+    sum(m, nullptr, out);
     if (layout_.clip) {
       const T weight = row_[layout_.clip_weight(m)];
       for (std::int64_t i = 0; i < count_; ++i) out[i] = add(out[i], mul(weight, clipped_[i]));
     }
     if (layout_.squared) {
       alignas(64) T scaled[kBlock<T>];
-      weighted(row_ + layout_.learned_coefficient(m), values_, layout_.columns, no_factors, count_, scaled);
-      weighted(row_ + layout_.squared_coefficient(m), values_, layout_.columns, factors_, count_, scaled);
+      sum(RowLayout::kE + m, nullptr, scaled);
+      sum(RowLayout::kD + m, factors_, scaled);
       for (std::int64_t i = 0; i < count_; ++i) out[i] = add(out[i], mul(factors_[i], scaled[i]));
     } else if (layout_.learned) {
-      weighted(row_ + layout_.learned_coefficient(m), values_, layout_.columns, factors_, count_, out);
+      sum(RowLayout::kE + m, factors_, out);
     }
   }
 
  private:
+  int held_draws() const { return kMany ? kFewDraws : job_.draws; }
+
+  // Weighted sum `number` of the row; with factors, out += factors sum.
+  void sum(int number, const T* factors, T* out) const {
+    if constexpr (kMany) {
+      const T* const whole = sums_[number];
+      if (factors == nullptr) {
+        for (std::int64_t i = 0; i < count_; ++i) out[i] = whole[i];
+      } else {
+        for (std::int64_t i = 0; i < count_; ++i) out[i] = add(out[i], mul(factors[i], whole[i]));
+      }
+    } else {
+      weighted(row_ + layout_.place(number), values_, layout_.columns, factors, count_, out);
+    }
+  }
+
+  // All sums of the row: first the columns held, then the other draws one by one.
+  void add_up(std::int64_t at) {
+    const int held = job_.inputs + kFewDraws;
+    for (int s = 0; s < RowLayout::kSums; ++s) {
+      const int first = layout_.place(s);
+      if (first >= 0) weighted(row_ + first, values_, held, static_cast<const T*>(nullptr), count_, sums_[s]);
+    }
+    for (int n = kFewDraws; n < job_.draws; ++n) {
+      const float* normals = draw(n, at, normals_[0]);
+      for (int s = 0; s < RowLayout::kSums; ++s) {
+        const int first = layout_.place(s);
+        if (first >= 0) add_term(row_[first + job_.inputs + n], normals, count_, sums_[s]);
+      }
+    }
+  }
+
+  const float* draw(int n, std::int64_t at, float* buffer) const {
+    const Generator generator(static_cast<std::uint64_t>(job_.seeds[sample_]), job_.draw_numbers[n]);
+    return draw_normals(generator, at, count_, buffer);
+  }
+
   const T* read(const Column& column, std::int64_t at, T* buffer) const {
     const std::int64_t from = sample_ * column.stride + at;
     if (column.dtype == dtype_of<T>) return static_cast<const T*>(column.data) + from;
@@ -143,16 +186,17 @@ class Run {
   const std::int64_t sample_;
   const T* row_;
   std::int64_t count_ = 0;
-  const T* values_[kMaxColumns];
-  alignas(64) T buffers_[kMaxColumns][kBlock<T>];
+  const T* values_[kMaxInputs + kFewDraws];
+  alignas(64) T buffers_[kMaxInputs + kFewDraws][kBlock<T>];
   alignas(64) T clipped_[kBlock<T>];
   alignas(64) T factors_[kBlock<T>];
-  alignas(64) float normals_[kMaxDraws][kBlock<T> + kStep + 4];
+  alignas(64) float normals_[kFewDraws][kBlock<T> + kStep + 4];
+  alignas(64) T sums_[kMany ? RowLayout::kSums : 1][kBlock<T>];
 };
 
-template <class T>
+template <class T, bool kMany>
 void combine_run(const Job& job, std::int64_t sample, std::int64_t begin, std::int64_t end) {
-  Run<T> run(job, sample);
+  Run<T, kMany> run(job, sample);
   alignas(64) T buffer[kBlock<T>];
   for (std::int64_t at = begin; at < end; at += kBlock<T>) {
     const std::int64_t count = least(kBlock<T>, end - at);
@@ -171,9 +215,9 @@ void combine_run(const Job& job, std::int64_t sample, std::int64_t begin, std::i
 }
 
 // Eight sums side by side, element i in sum i mod 8, then added in pairs: the same order on every instruction set.
-template <class T>
+template <class T, bool kMany>
 double sum_squares_run(const Job& job, std::int64_t sample, std::int64_t begin, std::int64_t end) {
-  Run<T> run(job, sample);
+  Run<T, kMany> run(job, sample);
   alignas(64) T buffer[kBlock<T>];
   alignas(64) double sums[8] = {};
   for (std::int64_t at = begin; at < end; at += kBlock<T>) {
@@ -191,14 +235,22 @@ double sum_squares_run(const Job& job, std::int64_t sample, std::int64_t begin, 
   return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
 }
 
+// Calls function.template operator()<T, kMany>() with those of a job.
+template <class Function>
+auto choose(const Job& job, const Function& function) {
+  const bool many = job.draws > kFewDraws;
+  if (job.compute == Dtype::kFloat) {
+    return many ? function.template operator()<float, true>() : function.template operator()<float, false>();
+  }
+  return many ? function.template operator()<double, true>() : function.template operator()<double, false>();
+}
+
 void combine(const Job& job, std::int64_t sample, std::int64_t begin, std::int64_t end) {
-  return job.compute == Dtype::kFloat ? combine_run<float>(job, sample, begin, end)
-                                      : combine_run<double>(job, sample, begin, end);
+  choose(job, [&]<class T, bool kMany>() { combine_run<T, kMany>(job, sample, begin, end); });
 }
 
 double sum_squares(const Job& job, std::int64_t sample, std::int64_t begin, std::int64_t end) {
-  return job.compute == Dtype::kFloat ? sum_squares_run<float>(job, sample, begin, end)
-                                      : sum_squares_run<double>(job, sample, begin, end);
+  return choose(job, [&]<class T, bool kMany>() { return sum_squares_run<T, kMany>(job, sample, begin, end); });
 }
 
 void normal(std::int64_t seed, std::uint32_t draw, std::int64_t begin, std::int64_t end, Dtype dtype, void* out) {

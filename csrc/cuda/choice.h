@@ -77,6 +77,13 @@ bool fits_form(const Job& job) {
   return true;
 }
 
+// The form that adds up its draws one by one; without a clamp and a learned variance a row's sums are its outputs.
+template <class T, class Function>
+void choose_many(const Job& job, const Function& function) {
+  return job.layout.clip || job.layout.learned ? function.template operator()<Many<T, RowLayout::kSums>>()
+                                               : function.template operator()<Many<T, kMaxOutputs>>();
+}
+
 // Each calls function.template operator()<Form>() with the form of combine, sum_squares or normal that fits a job.
 template <class Function>
 void choose(const Job& job, const Function& function) {
@@ -86,22 +93,29 @@ void choose(const Job& job, const Function& function) {
     return fits;
   };
   const auto among = [&]<class... Forms>(FormList<Forms...>) { return (take.template operator()<Forms>() || ...); };
+  if (job.draws > kFewDraws) {
+    return job.compute == Dtype::kDouble ? choose_many<double>(job, function) : choose_many<float>(job, function);
+  }
   if (job.compute == Dtype::kDouble) {
-    return job.inputs <= 4 ? function.template operator()<Any<double, 4, kMaxDraws>>()
-                           : function.template operator()<Any<double, kMaxInputs, kMaxDraws>>();
+    return job.inputs <= 4 ? function.template operator()<Any<double, 4, kFewDraws>>()
+                           : function.template operator()<Any<double, kMaxInputs, kFewDraws>>();
   }
   if (fits_fixed(job, job.layout.outputs) &&
       (among(FloatForms{}) || among(ShortForms<Dtype::kBFloat16>{}) || among(ShortForms<Dtype::kHalf>{}))) {
     return;
   }
-  return job.inputs <= 4 ? function.template operator()<Any<float, 4, kMaxDraws>>()
-                         : function.template operator()<Any<float, kMaxInputs, kMaxDraws>>();
+  return job.inputs <= 4 ? function.template operator()<Any<float, 4, kFewDraws>>()
+                         : function.template operator()<Any<float, kMaxInputs, kFewDraws>>();
 }
 
 template <class Function>
 void choose_sum(const Job& job, const Function& function) {
-  return job.compute == Dtype::kDouble ? function.template operator()<Any<double, kMaxInputs, kMaxDraws>>()
-                                       : function.template operator()<Any<float, kMaxInputs, kMaxDraws>>();
+  if (job.draws > kFewDraws) {
+    return job.compute == Dtype::kDouble ? function.template operator()<Many<double, 1>>()
+                                         : function.template operator()<Many<float, 1>>();
+  }
+  return job.compute == Dtype::kDouble ? function.template operator()<Any<double, kMaxInputs, kFewDraws>>()
+                                       : function.template operator()<Any<float, kMaxInputs, kFewDraws>>();
 }
 
 template <class Function>

@@ -17,8 +17,9 @@ template <class Form, int Q>
 constexpr int least_blocks() {
   if (Form::kFixed && Q > 1) return Form::kDraws > 0 && Form::kWeights > 8 ? 3 : 4;
   if (Form::kFixed) return Form::kWeights < 10 ? 6 : Form::kWeights < 12 ? 5 : 4;
-  if (sizeof(typename Form::Compute) == 8) return Form::kInputs > 4 ? 1 : 2;
-  return Form::kInputs > 4 ? 2 : 3;
+  const bool many = Form::kInputs > 4 || Form::kSums > kMaxOutputs;
+  if (sizeof(typename Form::Compute) == 8) return many ? 1 : 2;
+  return many ? 2 : 3;
 }
 
 template <class Form, int Q, bool kStream>

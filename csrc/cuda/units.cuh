@@ -102,6 +102,7 @@ struct Values {
 
   T input[kInputs > 0 ? kInputs : 1][Q][4];
   float normal[kDraws > 0 ? kDraws : 1][Q][4];
+  T sums[Form::kSums > 0 ? Form::kSums : 1][4];
   Words<T, 4> words[kInputs > 0 ? kInputs : 1][Q];
 
   FD_HD void load(const Job& job, const Unit<Form, Q, kStream>& unit) {
@@ -128,24 +129,63 @@ struct Values {
     }
   }
 
-  // row(at) v_0 + row(at + 1) v_1 + ... of quad q, from the left, as combine.h's weighted_sum.
-  FD_HD void sum(const Job& job, const Row<Form>& row, int at, int q, T (&sums)[4]) const {
-    const int inputs = Form::inputs(job), draws = Form::draws(job);
-    for (int i = 0; i < 4; ++i) sums[i] = T(0);
-    for (int j = 0; j < kInputs; ++j) {
-      if (j < inputs) add_term(row(at + j), input[j][q], j == 0, sums);
+  // For Form::kSums: all sums of the row, each column added to them as it is read or made.
+  FD_HD void add_up(const Job& job, const Unit<Form, Q, kStream>& unit, const Row<Form>& row, std::uint64_t seed) {
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1
+#endif
+    for (int j = 0; j < job.inputs; ++j) {
+      T values[4];
+      unit.load(job.columns[j], job.columns[j].dtype, 0, words[0][0]);
+      cuda::decode(job.columns[j].dtype, words[0][0], values);
+      add_column(job, row, j, values);
     }
-    for (int n = 0; n < kDraws; ++n) {
-      if (n < draws) add_term(row(at + inputs + n), normal[n][q], n == 0 && inputs == 0, sums);
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1
+#endif
+    for (int n = 0; n < job.draws; ++n) {
+      float values[4];
+      unit.make_normals(seed, job.draw_numbers[n], 0, values);
+      add_column(job, row, job.inputs + n, values);
+    }
+  }
+
+  // Weighted sum `number` of quad q, whose weights begin at `at` in the row.
+  FD_HD void sum(const Job& job, const Row<Form>& row, int at, int number, int q, T (&result)[4]) const {
+    if constexpr (Form::kSums > 0) {
+      for (int i = 0; i < 4; ++i) result[i] = sums[number][i];
+    } else {
+      add_columns(job, row, at, q, result);
     }
   }
 
  private:
+  // row(at) v_0 + row(at + 1) v_1 + ... of quad q, from the left, as combine.h's weighted_sum.
+  FD_HD void add_columns(const Job& job, const Row<Form>& row, int at, int q, T (&result)[4]) const {
+    const int inputs = Form::inputs(job), draws = Form::draws(job);
+    for (int i = 0; i < 4; ++i) result[i] = T(0);
+    for (int j = 0; j < kInputs; ++j) {
+      if (j < inputs) add_term(row(at + j), input[j][q], j == 0, result);
+    }
+    for (int n = 0; n < kDraws; ++n) {
+      if (n < draws) add_term(row(at + inputs + n), normal[n][q], n == 0 && inputs == 0, result);
+    }
+  }
+
   FD_HD static constexpr Dtype dtype(const Job& job, int j) {
     if constexpr (Form::kFixed) {
       return Form::input(j);
     } else {
       return job.columns[j].dtype;
+    }
+  }
+
+  // Column k to all sums.
+  template <class Element>
+  FD_HD void add_column(const Job& job, const Row<Form>& row, int k, const Element (&values)[4]) {
+    for (int s = 0; s < Form::kSums; ++s) {
+      const int at = Form::layout(job).place(s);
+      if (at >= 0) add_term(row(at + k), values, k == 0, sums[s]);
     }
   }
 
@@ -160,7 +200,7 @@ struct Values {
 
 template <class Form>
 FD_HD std::uint64_t seed_of(const Job& job, std::uint32_t sample) {
-  if (Form::kDraws == 0 || Form::draws(job) == 0) return 0;
+  if ((Form::kDraws == 0 && Form::kSums == 0) || Form::draws(job) == 0) return 0;
   return static_cast<std::uint64_t>(read<long long>(job.seeds + sample));
 }
 
@@ -181,10 +221,11 @@ FD_HD void combine_unit(const Job& job, const Unit<Form, Q, kStream>& unit) {
   const Row<Form> row(job, index);
   values.make_normals(job, unit, seed);
   values.decode(job);
+  if constexpr (Form::kSums > 0) values.add_up(job, unit, row, seed);
   for (int q = 0; q < Q; ++q) {
     T clipped[4], factor[4];
     if (layout.clip) {
-      values.sum(job, row, layout.clipped(), q, clipped);
+      values.sum(job, row, layout.clipped(), RowLayout::kP, q, clipped);
       const T low = row(layout.low()), high = row(layout.high());
       for (int i = 0; i < 4; ++i) clipped[i] = clamp(clipped[i], low, high);
     }
@@ -196,19 +237,20 @@ FD_HD void combine_unit(const Job& job, const Unit<Form, Q, kStream>& unit) {
 #if defined(__CUDA_ARCH__)
 #pragma unroll Form::kOutputs
 #endif
-    for (int m = 0; m < layout.outputs; ++m) {
+    for (int m = 0; m < Form::most_outputs(job); ++m) {
+      if (Form::kSums > 0 && m >= layout.outputs) continue;
       T result[4];
-      values.sum(job, row, layout.coefficient(m), q, result);
+      values.sum(job, row, layout.coefficient(m), m, q, result);
       if (layout.clip) {
         const T weight = row(layout.clip_weight(m));
         for (int i = 0; i < 4; ++i) result[i] = add(result[i], mul(weight, clipped[i]));
       }
       if (layout.learned) {
         T scaled[4];
-        values.sum(job, row, layout.learned_coefficient(m), q, scaled);
+        values.sum(job, row, layout.learned_coefficient(m), RowLayout::kE + m, q, scaled);
         if (layout.squared) {
           T squared[4];
-          values.sum(job, row, layout.squared_coefficient(m), q, squared);
+          values.sum(job, row, layout.squared_coefficient(m), RowLayout::kD + m, q, squared);
           for (int i = 0; i < 4; ++i) scaled[i] = add(scaled[i], mul(factor[i], squared[i]));
         }
         for (int i = 0; i < 4; ++i) result[i] = add(result[i], mul(factor[i], scaled[i]));
@@ -229,8 +271,9 @@ FD_HD double sum_squares_unit(const Job& job, const Unit<Form, 1, false>& unit) 
   const Row<Form> row(job, index);
   values.make_normals(job, unit, seed);
   values.decode(job);
+  if constexpr (Form::kSums > 0) values.add_up(job, unit, row, seed);
   T result[4];
-  values.sum(job, row, 0, 0, result);
+  values.sum(job, row, 0, 0, 0, result);
   double sum = 0;
   for (int i = 0; i < 4; ++i) {
     const double wide = i < unit.count(0) ? static_cast<double>(result[i]) : 0.0;

@@ -80,7 +80,7 @@ def combine(
             c [M]; then with learned_variance a, b, E [M, K] and, in tables M K columns wider, D [M, K].
         rows: int64 [B], row of each sample; without it all use row 0.
         seeds: int64 [B], needed with draws; a sample's noise depends on its seed, the draw and the element only.
-        draws: up to 2 draw numbers, 0 to 2^32 - 1.
+        draws: up to 64 draw numbers, 0 to 2^32 - 1.
         learned_variance: tensor of the inputs' shape.
         out_dtypes: dtypes of the M <= 3 results; default: one, in the table's dtype.
         out: write into these tensors [B, ...] instead (contiguous, not overlapping the inputs).

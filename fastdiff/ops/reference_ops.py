@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import reference
 
-MAX_INPUTS, MAX_DRAWS, MAX_OUTPUTS = 8, 2, 3
+MAX_INPUTS, MAX_DRAWS, MAX_OUTPUTS = 8, 64, 3
 DTYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}
 
 

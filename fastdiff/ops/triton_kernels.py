@@ -199,7 +199,7 @@ def exponential(x):
 
 # Numbers that change from call to call must not lead to another compilation; what matters of them is in ALIGN.
 # In a tuple Triton specializes for 1 and for multiples of 16 none the less: the strides, which are those of a shape.
-NUMBERS = ["draw0", "draw1", "variance_stride", "elements", "tiles"]
+NUMBERS = ["draw0", "draw1", "count", "variance_stride", "elements", "tiles"]
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -256,6 +256,106 @@ def combine_kernel(
         tl.store(outputs[m] + start + lanes, narrow(y, outputs[m].dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def add_up(
+    row,
+    places,
+    inputs,
+    strides,
+    seeds,
+    draws,
+    count,
+    elements,
+    dtype: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The weighted sums whose weights begin at these places of a row; each column is added to all as it comes."""
+    J: tl.constexpr = len(inputs)
+    sample, tile, first, lanes, inside = place(elements, ALIGN, BLOCK)
+    seed = tl.load(seeds + sample)
+    if J > 0:
+        start = tl.multiple_of(sample * strides[0] + first, ALIGN)
+        v = widen(tl.load(inputs[0] + start + lanes, mask=inside), dtype)
+    else:
+        v = normals(seed, tl.load(draws), tile, BLOCK).to(dtype)
+    sums = ()
+    for s in tl.static_range(len(places)):
+        sums = sums + (tl.load(row + places[s]) * v,)
+    for j in tl.static_range(1, J):
+        start = tl.multiple_of(sample * strides[j] + first, ALIGN)
+        sums = add_column(row, places, j, widen(tl.load(inputs[j] + start + lanes, mask=inside), dtype), sums)
+    n = count * 0 + (0 if J > 0 else 1)
+    while n < count:
+        sums = add_column(row, places, J + n, normals(seed, tl.load(draws + n), tile, BLOCK).to(dtype), sums)
+        n += 1
+    return sums
+
+
+@triton.jit
+def add_column(row, places, k, v, sums):
+    """The sums with column k, which is v."""
+    more = ()
+    for s in tl.static_range(len(places)):
+        more = more + (sums[s] + tl.load(row + places[s] + k) * v,)
+    return more
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def combine_many_kernel(
+    outputs,
+    inputs,
+    strides,
+    table,
+    rows,
+    seeds,
+    draws,
+    count,
+    variance,
+    variance_stride,
+    elements,
+    CLIP: tl.constexpr,
+    SQUARED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`combine_kernel` with `count` draws, whose numbers are in memory: compiled once for all counts."""
+    M: tl.constexpr = len(outputs)
+    E: tl.constexpr = M + (1 if CLIP else 0)  # number of the first sum behind the learned variance
+    dtype: tl.constexpr = table.dtype.element_ty
+    K = len(inputs) + count
+    slope = M * K + (K + 2 + M if CLIP else 0)
+    sample, _, first, lanes, inside = place(elements, ALIGN, BLOCK)
+    row = table
+    if rows is not None:
+        row += tl.load(rows + sample) * (slope + (0 if variance is None else 2 + (2 if SQUARED else 1) * M * K))
+    places = ()
+    for m in tl.static_range(E):
+        places = places + (m * K,)
+    if variance is not None:
+        for m in tl.static_range(2 * M if SQUARED else M):
+            places = places + (slope + 2 + m * K,)
+    sums = add_up(row, places, inputs, strides, seeds, draws, count, elements, dtype, ALIGN, BLOCK)
+    if CLIP:
+        low, high = tl.load(row + E * K), tl.load(row + E * K + 1)
+        clipped = tl.where(sums[M] < low, low, tl.where(sums[M] > high, high, sums[M]))
+    if variance is not None:
+        start = tl.multiple_of(sample * variance_stride + first, ALIGN)
+        logarithm = widen(tl.load(variance + start + lanes, mask=inside), dtype)
+        factor = exponential(tl.load(row + slope) * logarithm + tl.load(row + slope + 1))
+    start = tl.multiple_of(sample * elements + first, ALIGN)
+    for m in tl.static_range(M):
+        y = sums[m]
+        if CLIP:
+            y = y + tl.load(row + E * K + 2 + m) * clipped
+        if variance is not None:
+            scaled = sums[E + m]
+            if SQUARED:
+                scaled = scaled + factor * sums[E + M + m]
+            y = y + factor * scaled
+        tl.store(outputs[m] + start + lanes, narrow(y, outputs[m].dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=NUMBERS)
 def sum_squares_kernel(
     partial,
@@ -278,6 +378,30 @@ def sum_squares_kernel(
     draws = (draw0, draw1)
     values = load_columns(inputs, strides, seeds, draws, elements, DRAWS, dtype, ALIGN, BLOCK)
     y = tl.where(inside, weighted_sum(row, early, 0, values).to(tl.float64), 0.0)
+    tl.store(partial + sample * tl.num_programs(0) + tile, tl.sum(y * y, 0))
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def sum_squares_many_kernel(
+    partial,
+    inputs,
+    strides,
+    table,
+    rows,
+    seeds,
+    draws,
+    count,
+    elements,
+    ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`sum_squares_kernel` with `count` draws, whose numbers are in memory."""
+    sample, tile, _first, _lanes, inside = place(elements, ALIGN, BLOCK)
+    row = table
+    if rows is not None:
+        row += tl.load(rows + sample) * (len(inputs) + count)
+    (y,) = add_up(row, (0,), inputs, strides, seeds, draws, count, elements, table.dtype.element_ty, ALIGN, BLOCK)
+    y = tl.where(inside, y.to(tl.float64), 0.0)
     tl.store(partial + sample * tl.num_programs(0) + tile, tl.sum(y * y, 0))
 
 

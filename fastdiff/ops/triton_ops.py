@@ -25,6 +25,7 @@ _PER_THREAD = 4  # elements: one Philox block, and one 16-byte word of float32
 _MOST_WARPS = 8
 _FEW_PROGRAMS = 512  # fewer leave a large GPU partly idle
 _MOST_SAMPLES = 65535  # of one launch: the second dimension of a grid
+_FEW_DRAWS = 2  # that arguments of a kernel name, and code is made for
 _INTERPRETED_BLOCK = 1 << 16  # the interpreter takes its time for every program, hardly for its elements
 
 
@@ -86,13 +87,15 @@ def sum_squares(
         row, seed = _per_sample(rows, part), _per_sample(seeds, part) if draws else None
         grid = (tiles, len(sums[part]))
         if elements > 0:
-            numbers = (*_words(draws), elements, len(draws), _alignment(elements, strides), block)
-            _launch(
-                kernels.sum_squares_kernel,
-                grid,
-                warps,
-                (partial[part], columns, strides, table.contiguous(), row, seed, *numbers),
-            )
+            aligned = _alignment(elements, strides), block
+            read = partial[part], columns, strides, table.contiguous(), row, seed
+            if len(draws) > _FEW_DRAWS:
+                numbers = _in_memory(tuple(draws), table.device), len(draws), elements
+                _launch(kernels.sum_squares_many_kernel, grid, warps, (*read, *numbers, *aligned))
+            else:
+                _launch(
+                    kernels.sum_squares_kernel, grid, warps, (*read, *_words(draws), elements, len(draws), *aligned)
+                )
         _launch(kernels.add_tiles_kernel, (1, grid[1]), 1, (sums[part], partial[part], tiles, 128))
     return sums
 
@@ -151,6 +154,7 @@ def _combine(
     count = len(inputs)
     learned = learned_variance is not None
     squared = learned and table.shape[1] > checks.row_width(count + len(draws), len(out), clip, learned)
+    many = len(draws) > _FEW_DRAWS
     arguments = (
         tuple(out),
         columns[:count],
@@ -158,17 +162,18 @@ def _combine(
         table.contiguous(),
         None if rows is None else rows.contiguous(),
         seeds.contiguous() if draws and seeds is not None else None,
-        *_words(draws),
+        *((_in_memory(tuple(draws), table.device), len(draws)) if many else _words(draws)),
         columns[-1] if variance else None,
         strides[-1] if variance else 0,
         elements,
-        len(draws),
+        *(() if many else (len(draws),)),
         clip,
         squared,
         _alignment(elements, strides),
         block,
     )
-    _launch(kernels.combine_kernel, (triton.cdiv(elements, block), batch), warps, arguments)
+    kernel = kernels.combine_many_kernel if many else kernels.combine_kernel
+    _launch(kernel, (triton.cdiv(elements, block), batch), warps, arguments)
 
 
 def _launch(kernel: Any, grid: tuple[int, int], warps: int, arguments: tuple[Any, ...]) -> None:
@@ -224,3 +229,9 @@ def _words(draws: Sequence[int]) -> tuple[int, int]:
     """Two draw numbers as the int32 of the same bits, which have one type: Triton compiles anew for another."""
     first, second = (k - 2**32 if k >= 2**31 else k for k in (*draws, 0, 0)[:2])
     return first, second
+
+
+@cache  # for good: a CUDA graph may read it again; 256 bytes at most, for every launch of a plan
+def _in_memory(draws: tuple[int, ...], device: torch.device) -> Tensor:
+    """Draw numbers on a device, as the int32 of the same bits."""
+    return torch.tensor([k - 2**32 if k >= 2**31 else k for k in draws], dtype=torch.int32).to(device)

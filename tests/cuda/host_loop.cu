@@ -44,8 +44,7 @@ Job make_job(const std::int64_t* numbers, void* const* data, const std::int64_t*
   job.inputs = static_cast<int>(numbers[3]), job.draws = static_cast<int>(numbers[4]);
   job.layout = {job.inputs + job.draws, static_cast<int>(numbers[5]), numbers[6] != 0, numbers[7] != 0,
                 numbers[7] == 2};
-  job.draw_numbers[0] = static_cast<std::uint32_t>(numbers[8]);
-  job.draw_numbers[1] = static_cast<std::uint32_t>(numbers[9]);
+  for (int n = 0; n < job.draws; ++n) job.draw_numbers[n] = static_cast<std::uint32_t>(numbers[8 + n]);
   job.table = *data++;
   job.rows = static_cast<const std::int64_t*>(*data++);
   job.seeds = static_cast<const std::int64_t*>(*data++);
@@ -57,7 +56,7 @@ Job make_job(const std::int64_t* numbers, void* const* data, const std::int64_t*
 
 }  // namespace
 
-// Numbers: batch, elements, compute dtype, inputs, draws, outputs, clip, learned (2: squared too), two draws. Data:
+// Numbers: batch, elements, compute dtype, inputs, draws, outputs, clip, learned (2: squared too), the draws. Data:
 // table, rows, seeds, inputs, variance, outputs. `cache_bytes`: of the GPU to be. With `run` = 0, only says what would
 // be launched.
 extern "C" void host_combine(const std::int64_t* numbers, void* const* data, const std::int64_t* strides,

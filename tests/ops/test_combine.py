@@ -86,6 +86,11 @@ CONFIGURATIONS = [  # inputs, draws, outputs, clip, learned, rows
     (3, 1, 1, False, 2, False),
     (2, 0, 3, False, 2, True),
     (8, 2, 3, True, 2, True),
+    (2, 3, 1, False, False, False),
+    (1, 33, 2, False, False, True),
+    (3, 5, 2, True, False, True),
+    (2, 4, 2, False, True, False),
+    (8, 64, 3, True, 2, True),
 ]
 
 
@@ -297,7 +302,7 @@ REFUSALS = {
     "seeds missing": lambda a: a | {"seeds": None},
     "draws": lambda a: a | {"draws": [-1]},
     "draws too large": lambda a: a | {"draws": [2**32]},
-    "draws too many": lambda a: a | {"draws": [1, 2, 3]},
+    "draws too many": lambda a: a | {"draws": list(range(65))},
     "learned_variance": lambda a: a | {"learned_variance": torch.zeros(2, 4), "table": torch.zeros(1, 8)},
     "table learned": lambda a: a | {"learned_variance": torch.zeros(2, 3), "table": torch.zeros(1, 9)},
     "table squared": lambda a: a | {"learned_variance": torch.zeros(2, 3), "table": torch.zeros(1, 14)},

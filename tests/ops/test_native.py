@@ -246,7 +246,7 @@ MESSAGES = [
     ({"inputs": [X], "draws": [0]}, "seeds must be given when there are draws, got none"),
     ({"inputs": [X], "draws": [0], "seeds": X[0]}, "seeds must be an int64 tensor of shape [4], got float32 [3]"),
     ({"inputs": [X], "draws": [2**32]}, "draws[0] must be from 0 to 2^32 - 1, got 4294967296"),
-    ({"draws": [0, 1, 2]}, "draws must hold at most 2 numbers, got 3"),
+    ({"draws": list(range(65))}, "draws must hold at most 64 numbers, got 65"),
     (
         {"table": torch.zeros(1, 6), "learned_variance": X[:2]},
         "learned_variance must have shape [4, 3], got [2, 3]",

@@ -130,7 +130,9 @@ class Launch:
     learned: int = 0
     rows: bool = False
 
-    def run(self, shape: tuple[int, ...] = (64, 3, 32, 32), draws: tuple[int, ...] = (3, 2**32 - 1)) -> None:
+    def run(
+        self, shape: tuple[int, ...] = (64, 3, 32, 32), draws: tuple[int, ...] = (3, 2**32 - 1, *range(4, 66))
+    ) -> None:
         from fastdiff.ops import triton_ops
 
         width = row_width(
@@ -166,6 +168,9 @@ LAUNCHES = {
     "guided learned variance": (Launch((F32, F32, F32), (F32,), 1, clip=True, learned=2), 64, 165),
     "largest": (Launch((F32,) * 8, (F32,) * 3, 2, clip=True, learned=1, rows=True), 128, 370),
     "largest, guided": (Launch((F32,) * 8, (F32,) * 3, 2, clip=True, learned=2, rows=True), 128, 430),
+    "path": (Launch((F32, F32), (F32,), draws=33), 32, 95),  # once through the loop over draws
+    "path, bfloat16 network": (Launch((F32, BF16), (F32, BF16), draws=33), 40, 110),
+    "largest, many draws": (Launch((F32,) * 8, (F32,) * 3, 64, clip=True, learned=2, rows=True), 128, 400),
 }
 
 
@@ -189,7 +194,7 @@ def test_compiled_combine(compiler, name):
     assert {words[d] for d in launch.outputs} == kernel.accesses("st")
     if launch.table == F32:  # elements stay in the thread that loaded them
         assert used["SHARED"] == 0 and not [i for i in sass if i.startswith(("SHFL", "BAR"))]
-    if launch.draws and launch.inputs:  # the loads are under way while the noise is made
+    if 0 < launch.draws <= 2 and launch.inputs:  # the loads are under way while the noise is made
         last_load = max(i for i, name in enumerate(sass) if re.match(r"LDG\.E\.(128|64)", name))
         assert last_load < next(i for i, name in enumerate(sass) if name.startswith("MUFU.RSQ"))
 
@@ -229,6 +234,15 @@ def test_seeds_draws_and_sizes_compile_nothing_new(compiler):
     ]:
         launch.run(shape, draws)
     assert len({kernel.ptx for kernel in compiler.launches}) == 1
+
+
+def test_numbers_of_many_draws_compile_nothing_new(compiler):
+    for count in (3, 16, 33, 64):
+        Launch((F32, F32), (F32,), draws=count).run()
+        ops.native.operation("sum_squares", "triton")(
+            [torch.zeros(8, 3072)], torch.zeros(1, 1 + count), None, torch.arange(8), list(range(count))
+        )
+    assert len({kernel.ptx for kernel in compiler.launches}) == 3
 
 
 def test_programs_fit_the_sample_and_fill_the_device(compiler):
