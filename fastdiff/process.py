@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from . import schedules
 from .errors import check_count, check_positive
+from .symbols import Chosen
 
 Array = NDArray[np.float64]
 
@@ -67,6 +68,10 @@ class Levels(Sequence[Level]):
 
     def between(self, sigma_ve: Any) -> Level:
         """The level of a stage inside a step: as `at_sigma`, but no VE level is rounded for it."""
+        if isinstance(sigma_ve, Chosen):
+            candidates = [self.process.level_between(float(value)) for value in sigma_ve.values]
+            numbers: Any = [Chosen(values, sigma_ve.rows) for values in zip(*candidates)]
+            return Level(*numbers)
         return self.process.level_between(sigma_ve)
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 from ..denoiser import Denoiser, State
 from ..errors import check_choice
 from ..process import VP, Level, Levels
-from ..symbols import Number
+from ..symbols import Number, each
 from .euler import churn
 from .registry import register
 
@@ -68,7 +68,7 @@ class Coordinates:
         s = self.s(sigma)
         return (self.rate(sigma) * s / sigma) * (s * y - x0)
 
-    def stage(self, hat: Level, following: Level, alpha: float, levels: Levels) -> tuple[Level, float]:
+    def stage(self, hat: Level, following: Level, alpha: Number, levels: Levels) -> tuple[Level, Number]:
         """The level at the fraction alpha of the step, and alpha: another one where a table has no level there."""
         if alpha == 1:
             return following, 1.0
@@ -77,7 +77,7 @@ class Coordinates:
         between = levels.between(self.sigma(t + alpha * h))
         if isinstance(levels.process, VP):
             alpha = (self.t(between.sigma_ve) - t) / h
-        return (between, alpha) if alpha else (following, 1.0)
+        return (following, 1.0) if 0 in each(alpha) else (between, alpha)
 
 
 @register(

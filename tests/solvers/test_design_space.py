@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastdiff import EDM, VP, Sampler, schedules
+from fastdiff.guidance import Boosting, DiscriminatorGuidance
 from fastdiff.solvers.design_space import Coordinates
 from tests.tolerances import CLOSED_FORM, NUMERICAL_DERIVATIVE
 
@@ -151,6 +152,25 @@ def test_one_launch_an_evaluation_and_trial_points_are_never_written(scaling, ch
     assert len(plan.launches) == plan.evaluations + 1 == 16
     assert all(len(launch.inputs) <= 8 and len(launch.draws) <= 2 for launch in plan.launches)
     assert sum(len(launch.draws) for launch in plan.launches) == (1 if churn == 0 else 9)
+
+
+@pytest.mark.parametrize("process", ["edm", "vp"])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        {"solver": "dpm_2"},
+        {"solver": "edm_design_space", "alpha": 0.5, "time": "vp", "scaling": "vp"},
+        {"solver": "edm_design_space", "order": 1, "scaling": "vp"},
+    ],
+)
+def test_samples_may_choose_their_churn(solver, process):
+    """Stages between the steps are then at levels of their own, too."""
+    guidance = DiscriminatorGuidance(lambda y, t, labels=None: 9 * y.sum(1) - 0.3, boosting=Boosting(2))
+    options = {"process": process, "prediction": "x0", "steps": 6, "guidance": guidance, **solver, **F64}
+    compiled, lines = Sampler(model, **options), Sampler(model, compiled=False, **options)
+    assert torch.allclose(compiled((4, 3), seeds=1), lines((4, 3), seeds=1), rtol=CLOSED_FORM, atol=CLOSED_FORM)
+    calm = Sampler(model, **{**options, "guidance": DiscriminatorGuidance(guidance.called)})
+    assert not torch.allclose(compiled((4, 3), seeds=1), calm((4, 3), seeds=1))
 
 
 @pytest.mark.parametrize(
