@@ -6,7 +6,6 @@ order, whatever is asked for: no polynomial in lambda has a limit there (the off
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -72,7 +71,7 @@ def dpm_multistep(
         step = Exponential(level, following, predict, eta)
         left = levels.steps - n
         p = min(order, len(past), left if lower_order_final and levels.steps < 15 else order)
-        if not 0 < step.h < math.inf or (euler_at_final and left == 1):
+        if not step.smooth or (euler_at_final and left == 1):
             p = 1
         moments = multistep_moments(step, p, solver_type, quadratic)
         x = step(x, past.values(p), past.nodes(step, p), moments)

@@ -71,7 +71,7 @@ class Exponential:
     from pure noise (alpha = 0) takes one value of x_0.
 
     Attributes:
-        h: lambda_end - lambda_start, above 0.
+        h: lambda_end - lambda_start, above 0; below it without noise (eta = 0), towards more noise: encoding.
         carry, std: coefficients of x and of a standard normal z.
         clock: z is a Brownian increment in the time sigma_ve^(-2 clock): noise(start, end, clock).
     """
@@ -107,6 +107,11 @@ class Exponential:
         """theta of a level: 0 at the start of the step, 1 at its end, negative before it."""
         return float((log_snr(level) - log_snr(self.start)) / self.h)
 
+    @property
+    def smooth(self) -> bool:
+        """Whether the step has nodes beside its start: h is neither 0 nor infinite."""
+        return 0 < abs(self.h) < math.inf
+
     def weights(self, nodes: Sequence[float] = (0.0,), moments: Sequence[Number] | None = None) -> list[Number]:
         """w_j for values of the model at `nodes` (theta): of the integral of the polynomial through them.
 
@@ -141,7 +146,7 @@ class Past:
     def add(self, level: Level, value: State) -> None:
         """The latest value. One at the same level (a grid may repeat it) or at pure noise is no node beside it."""
         value = self._store(value) if self._store else value
-        before = [(old, m) for old, m in self._kept if -math.inf < log_snr(old) < log_snr(level)]
+        before = [(old, m) for old, m in self._kept if log_snr(old) not in (log_snr(level), -math.inf)]
         self._kept = [(level, value), *before][: self._order]
 
     def __len__(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 
@@ -61,11 +60,10 @@ def unipc(
         x = sum((w * value for w, value in zip(correction, [*used, m])), x)  # UniC
         past.add(level, m)
         step = Exponential(level, following, predict)
-        smooth = 0 < step.h < math.inf
-        p = min(order, len(past), levels.steps - n if lower_order_final else order) if smooth else 1
+        p = min(order, len(past), levels.steps - n if lower_order_final else order) if step.smooth else 1
         used, nodes, two = past.values(p), past.nodes(step, p), two_node_moments(step, solver_type)
         uni_p, correction = step.weights(nodes, two if p == 2 else None), []
-        if smooth and n not in disable_corrector:
+        if step.smooth and n not in disable_corrector:
             uni_c = step.weights([*nodes, 1.0], two if p == 1 else None)
             correction = [c - w for c, w in zip(uni_c, [*uni_p, 0.0])]
         x = sum((w * value for w, value in zip(uni_p, used)), step.carry * x)  # UniP

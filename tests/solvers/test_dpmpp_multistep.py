@@ -197,6 +197,22 @@ def test_a_repeated_level_changes_nothing():
     assert torch.allclose(plain, repeated, rtol=CLOSED_FORM, atol=CLOSED_FORM)
 
 
+@pytest.mark.parametrize("predict", ["x0", "eps"])
+@pytest.mark.parametrize(("solver", "order"), [("dpm_multistep", 2), ("dpm_multistep", 3), ("unipc", 1), ("unipc", 2)])
+def test_towards_more_noise(solver, order, predict):
+    """The same steps with h below 0: at order 3 the exact ones, and UniPC's corrector gains one."""
+    data, u = Mixture(), torch.linspace(-1.5, 1.5, 7, **F64)[:, None]
+    options = {"solver": solver, "order": order, "predict": predict, "lower_order_final": False}
+    options |= {"quadratic": "exact"} if solver == "dpm_multistep" else {}
+    exact, errors = data.flow(u, LAST, FIRST), []
+    for steps in (48, 96):
+        t = np.linspace(0, 1, steps + 1) ** 2  # the first steps, of lower orders, are short
+        grid = [*(LAST * (FIRST / LAST) ** t)[::-1], 0.0]
+        sampler = Sampler(data.denoise, sigmas=grid, prediction="x0", compiled=False, **options, **F64)
+        errors.append((sampler.encode(u) - exact).abs().max().item())
+    assert math.log2(errors[0] / errors[1]) > order + (solver == "unipc") - 0.4, errors
+
+
 @pytest.mark.parametrize("prediction", ["edm", "eps"])
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize(
