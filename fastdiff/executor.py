@@ -202,6 +202,7 @@ class Executor:
         backend: str,
     ):
         self.plan, self.dtype, self.network_dtype, self.device = plan, dtype, network_dtype, device
+        self.backend = backend
         self.combine = native.operation("combine_out", backend)
         self.sum_squares = native.operation("sum_squares", backend)
         self._places = self._lay_out()
@@ -406,7 +407,7 @@ class Walk:
 
     def _launch(self, launch: Launch) -> None:
         run = self._executor
-        inputs = [self._slots[s] for s in launch.inputs]
+        inputs: list[Tensor] = [self._slots[s] for s in launch.inputs]  # type: ignore[misc]
         table, rows = next(self._tables), None if launch.rows is None else self._slots[launch.rows]
         if launch.measured:
             table, rows = _measured_rows(table, rows)
@@ -414,16 +415,19 @@ class Walk:
         if launch.squares:
             self._slots[launch.outputs[0].slot] = run.sum_squares(inputs, table, rows, seeds, launch.draws)
             return
-        out = [
-            torch.empty(
-                self._shape, dtype=run.network_dtype if o.for_network else o.dtype or run.dtype, device=run.device
-            )
-            for o in launch.outputs
-        ]
         variance = None if launch.variance is None else self._slots[launch.variance]
-        run.combine(inputs, table, rows, seeds, launch.draws, variance, launch.clip, out)
-        for output, tensor in zip(launch.outputs, out):
+        for output, tensor in zip(launch.outputs, self._combine(launch, inputs, table, rows, variance)):
             self._slots[output.slot] = tensor
+
+    def _combine(self, launch: Launch, inputs: list[Tensor], table: Tensor, rows: Any, variance: Any) -> list[Tensor]:
+        run, seeds = self._executor, self._seeds if launch.draws else None
+        out = [torch.empty(self._shape, dtype=dtype, device=run.device) for dtype in self._dtypes(launch)]
+        run.combine(inputs, table, rows, seeds, launch.draws, variance, launch.clip, out)
+        return out
+
+    def _dtypes(self, launch: Launch) -> list[torch.dtype]:
+        run = self._executor
+        return [run.network_dtype if o.for_network else o.dtype or run.dtype for o in launch.outputs]
 
     def _readable(self, tensor: Tensor) -> Tensor:
         """Round a float64 output beside a float32 state; the kernel reads everything else as it is."""

@@ -16,8 +16,8 @@ from .denoiser import State
 from .process import Level
 
 FIRST_DRAW = 1 << 30
-"""The known part's noise at the end of step i is draw FIRST_DRAW + i, at the start draw 0, the latent: whatever a solver
-draws, it draws alike with and without a mask."""
+"""The known part's noise at the end of step i is draw FIRST_DRAW + i, at the start draw 0: whatever a solver draws, it
+draws alike with and without a mask."""
 
 
 def with_known(engine: Any, x: State, level: Level, z: State | None = None) -> State:

@@ -21,10 +21,12 @@ from .arguments import (
     resolve_device,
     resolve_shape,
 )
+from .brownian import NOISES
 from .calls import make_request
 from .compiler import compile_plan
 from .course import Kind, course
 from .denoiser import Denoiser
+from .differentiable import run_differentiably
 from .encoding import encode
 from .errors import check_choice, check_count, check_finite
 from .executor import Executor, Request
@@ -52,10 +54,9 @@ class Sampler:
     """Draws samples from a diffusion model.
 
     Args:
-        model: any callable `(x, t, **cond) -> output` that does not write to x, nor to outputs it returned before, which
-            multistep solvers read; x is [B, ...] of any rank, t is [B]:
-            sigma (VE, EDM), the timestep (VP) or ln(sigma)/4 (prediction "edm"). An output of twice the channels
-            (dim 1) has a variance half.
+        model: any callable `(x, t, **cond) -> output` that does not write to x, nor to outputs it returned before
+            (multistep solvers read them); x is [B, ...] of any rank, t is [B]: sigma (VE, EDM), the timestep (VP) or
+            ln(sigma)/4 (prediction "edm"). An output of twice the channels (dim 1) has a variance half.
         process: "edm", "ve", "vp", "vp_cosine", "flow" or a `Process`.
         prediction: what the output means: "x0", "eps", "v", "score", "flow", "previous_x", "edm" or a `Prediction`.
         solver: the name of one of `fastdiff.solvers.SOLVERS` ("heun", "ddim", "dpmpp_2m", ...; the command
@@ -74,6 +75,8 @@ class Sampler:
         denoised_fn: any function of the predicted x_0, applied before clipping.
         thresholding: dynamic thresholding of the predicted x_0 (Imagen): True, (ratio, maximum) or a
             `thresholding.DynamicThresholding`; after `denoised_fn`.
+        noise: "independent" draws, or "brownian": solvers of SDEs get increments of one Brownian path of each sample, so
+            that a sample refines when its steps become more (`fastdiff.brownian`).
         dtype: of the state, float32 or float64.
         model_dtype: of the network's input; default: that of its parameters, else `dtype`.
         device: of the state; default: where the model's parameters are, the CPU for a plain callable.
@@ -116,6 +119,7 @@ class Sampler:
         clip_denoised: bool | Sequence[float] = False,
         denoised_fn: Callable[[Tensor], Tensor] | None = None,
         thresholding: DynamicThresholding | bool | tuple[float, float] | None = None,
+        noise: str = "independent",
         dtype: torch.dtype = torch.float32,
         model_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -137,6 +141,7 @@ class Sampler:
         self.process = get_process(process)
         self.prediction = get_prediction(prediction)
         self.solver = get_solver(solver)
+        self.noise = check_choice("noise", noise, NOISES)
         self.dtype = check_choice("dtype", dtype, ops.STATE_DTYPES)
         self.model_dtype = check_choice("model_dtype", model_dtype or dtype_of_model(model, dtype), ops.DTYPES)
         self.device = resolve_device(device) if device is not None else model_device(model)
@@ -175,7 +180,7 @@ class Sampler:
         self._executors: dict[Hashable, Executor] = {}
         epsilon_scales(self.epsilon_scale, self.levels.steps)
         if compiled and not isinstance(self.solver, Driver):
-            self._executor()
+            self.executor()
 
     # -- plans ------------------------------------------------------------------------------------------------------
 
@@ -198,7 +203,7 @@ class Sampler:
         if isinstance(self.solver, Driver):
             raise ValueError(f"solver {name_of(self.solver)!r} has no plan: its steps depend on the states it finds")
         run = Kind(**kind)
-        engine = Recorder(run.noise)
+        engine = Recorder(run.noise, self.noise == "brownian")
         begun = False
         for state, denoise in course(self, engine, levels, run):
             if begun:
@@ -233,7 +238,8 @@ class Sampler:
             upwards=upwards or self.solver is ddim_inversion,
         )
 
-    def _executor(self, **kind: Any) -> Executor:
+    def executor(self, **kind: Any) -> Executor:
+        """The plan of a kind of run (`course.Kind`) with its numbers on the device."""
         key = Kind(**kind)
         if key not in self._executors:
             self._executors[key] = Executor(
@@ -398,6 +404,31 @@ class Sampler:
         """
         return encode(self, x, labels, cond)
 
+    def differentiable(
+        self, shape: int | Sequence[int], *, checkpoint: bool = True, return_trajectory: bool = False, **arguments: Any
+    ) -> Any:
+        """Draw one batch with gradients: in the model's parameters, `x_init`, `image` and tensors of `cond`.
+
+        The guidance terms' own parameters get none; what samples choose (boosting, a time shift) has none.
+
+        Args:
+            checkpoint: networks keep their inputs alone and are called once more in the backward pass: the memory then
+                grows with the states, not with the networks' activations.
+            shape, return_trajectory, arguments: as in a call: seeds, labels, cond, x_init, image, mask, ...
+
+        Returns:
+            [B, ...], or (that, trajectory [N+1, B, ...]), with their autograd graph.
+
+        Raises:
+            ValueError, TypeError: a bad argument, or a solver that has no gradient.
+        """
+        request = make_request(self, resolve_shape(shape, self.shape), **arguments)
+        states: list[Tensor] = []
+        if return_trajectory:
+            request.report = lambda step, level, x, denoised: states.append(x)
+        x = run_differentiably(self, request, checkpoint)
+        return (x, torch.stack(states)) if return_trajectory else x
+
     @property
     def network(self) -> Callable[..., Tensor]:
         """The model, or what torch.compile made of it."""
@@ -418,14 +449,14 @@ class Sampler:
     def _run_graph(self, request: Request) -> Tensor | None:
         scope = "step" if request.tick is not None else self.graph
         size = bucket_of(request.rows, self._buckets)
-        return self._graphs.run(self._executor(**request.kind), filled(request, size), scope, self._waits)
+        return self._graphs.run(self.executor(**request.kind), filled(request, size), scope, self._waits)
 
     def _run_eagerly(self, request: Request) -> Tensor:
         if isinstance(self.solver, Driver):
             return self.solver(self, request, **self.options)
         if not self.compiled:
             return run_on_tensors(self, request)
-        return self._executor(**request.kind).run(request)
+        return self.executor(**request.kind).run(request)
 
 
 def _make(kind: type[Sampler], arguments: dict[str, Any]) -> Sampler:

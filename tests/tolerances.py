@@ -75,3 +75,6 @@ NUMERICAL_DERIVATIVE = 1e-6
 
 SMALL_SIGMA = 1e-7
 """A float64 run in two equal forms, one of which divides differences of states by a small sigma^2."""
+
+DIRECTIONAL_DERIVATIVE = 1e-6
+"""A gradient through a run in float64 along a direction, against a central difference of step 1e-5, relative."""

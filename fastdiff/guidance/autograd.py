@@ -24,7 +24,7 @@ def frozen(network: Any) -> Iterator[None]:
 
 
 def gradient_of(potential: Callable[[Tensor], Tensor], y: Tensor, network: Any) -> Tensor:
-    """The gradient of sum(potential(y)) with respect to y, detached.
+    """The gradient of sum(potential(y)) with respect to y: detached, but where y itself is differentiated.
 
     Args:
         potential: y [B, ...] -> [B].
@@ -33,15 +33,16 @@ def gradient_of(potential: Callable[[Tensor], Tensor], y: Tensor, network: Any) 
     Raises:
         ValueError: the network's output has no gradient with respect to its input.
     """
+    twice = torch.is_grad_enabled() and y.requires_grad  # amid a run that is differentiated
     with torch.inference_mode(False), torch.enable_grad(), frozen(network):
-        leaf = ordinary(y).detach().requires_grad_()
+        leaf = y if twice else ordinary(y).detach().requires_grad_()
         total = potential(leaf).sum()
         if not total.requires_grad:
             raise ValueError(
                 f"{type(network).__name__} must be differentiable with respect to its input, and its output has no "
                 "gradient (does it run under torch.no_grad?)"
             )
-        (gradient,) = torch.autograd.grad(total, leaf)
+        (gradient,) = torch.autograd.grad(total, leaf, create_graph=twice)
     return gradient
 
 
