@@ -1,7 +1,7 @@
 """Every recorded case that fastdiff cannot replay yet, so that nothing is silently missing.
 
 Each is a strict xfail whose body really tries: the day it can be replayed the test fails until the case is moved, by
-giving its family a runner or by dropping the rule that postpones it (both in `registry.py`).
+giving its family a runner in `registry.py`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import pytest
 
 from .cases import KNOWN_FAMILIES, Case, case_params
-from .registry import implemented, postponed, run_case
+from .registry import implemented, run_case
 
 
 def not_yet(case: Case):
-    reason = postponed(case) or f"{case.folder}/{case.family} is not implemented yet"
+    reason = f"{case.folder}/{case.family} is not implemented yet"
     return pytest.mark.xfail(strict=True, raises=NotImplementedError, reason=reason)
 
 
