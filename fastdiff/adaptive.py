@@ -18,7 +18,7 @@ from .errors import check_choice, check_finite, check_positive
 from .executor import Executor, Request
 from .exposure.schedules import epsilon_scales
 from .process import Level
-from .readable import drawn, sample_of, start_state, tensor_engine
+from .readable import sample_of, start_state, tensor_engine
 from .solvers.ancestral import split
 from .solvers.dpm_fast import noisy_ends
 from .solvers.dpmpp_sde import lowered
@@ -307,11 +307,11 @@ def part(
     if not sampler.compiled:
         engine = tensor_engine(sampler, request)
         denoise = sampler.denoiser(engine, sampler.levels)
-        return list(function(denoise, x, lambda k, *interval: drawn(sampler, request, k, k - 1)))
-    recorder = Recorder(request.noise is not None)
+        return list(function(denoise, x, engine.drawn))
+    recorder = Recorder(request.noise is not None, sampler.noise == "brownian")
     denoise = sampler.denoiser(recorder, sampler.levels)
     symbol = recorder.begin(recorder.given("x_init"))
-    for value in function(denoise, symbol, lambda k, *interval: recorder.drawn(k)):
+    for value in function(denoise, symbol, recorder.drawn):
         recorder.finish_step(value, None, None, True)
     plan = compile_plan(recorder.trace, sampler.model_dtype == sampler.dtype)
     types = sampler.dtype, sampler.model_dtype, sampler.time_dtype

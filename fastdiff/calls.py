@@ -57,6 +57,8 @@ def make_request(
         more["mask"] = log_outside(_checked_mask(mask, size, sampler.device), size, sampler.dtype)
     if noise is not None and generator is not None:
         raise ValueError("generator must be left out when noise is given")
+    if sampler.noise == "brownian" and (noise is not None or generator is not None):
+        raise ValueError("noise and generator must be left out of calls of a sampler with noise='brownian'")
     classes = None if "labels" in [t.keeps for t in sampler.guidance] else getattr(sampler.model, "label_dim", None)
     cond = conditioning(cond, labels, size[0], classes, sampler.device)
     if generator is not None:

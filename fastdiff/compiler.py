@@ -43,7 +43,7 @@ def compile_plan(trace: Trace, network_is_state: bool = True) -> Plan:
         network_is_state: the network takes the state's dtype, so that an unscaled input can be the state itself.
 
     Raises:
-        NotImplementedError: a value needs more than 8 tensors or 2 draws.
+        NotImplementedError: a value needs more than 8 tensors or 64 draws.
     """
     return _Compiler(trace, network_is_state).compile()
 

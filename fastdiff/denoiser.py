@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .brownian import increment
 from .guidance.term import Contrast, Gradient, Position
 from .prediction import Coefficients, Prediction, PreviousX
 from .process import Level, Levels
@@ -287,6 +288,7 @@ class TensorEngine:
         noise: (draw, step) -> tensor.
         terms: what the guidance terms are asked, as `executor.TermCalls` but told numbers; None where there are none.
         tensors: that the call brings, by name.
+        brownian: noise of an interval is an increment of one path.
     """
 
     def __init__(
@@ -295,8 +297,10 @@ class TensorEngine:
         noise: Callable[[int, int], Tensor],
         terms: Any = None,
         tensors: Mapping[str, Tensor] | None = None,
+        brownian: bool = False,
     ):
         self._network, self._noise, self._terms, self._tensors = network, noise, terms, tensors or {}
+        self._brownian = brownian
         self.step, self.draw = 0, 0
 
     def given(self, name: str) -> Tensor:
@@ -307,9 +311,13 @@ class TensorEngine:
         """Draw 0."""
         return self._noise(0, -1)
 
-    def drawn(self, k: int) -> Tensor:
-        """Draw number k, that no solver makes."""
-        return self._noise(k, self.step)
+    def drawn(self, k: int, start: Level | None = None, end: Level | None = None, eta: float = 1.0) -> Tensor:
+        """Draw number k; of an interval, if noise is Brownian, the standardised increment of the sample's path."""
+        if not self._brownian or start is None or end is None:
+            return self._noise(k, self.step)
+        draws, weights = increment(start.sigma_ve, end.sigma_ve, eta)
+        first, *others = (weight * self._noise(n, self.step) for n, weight in zip(draws, weights))
+        return sum(others, start=first)
 
     def outside_mask(self, value: Tensor) -> Tensor:
         """(1 - m) value, for the mask m that the call brings as log(1 - m)."""
@@ -323,7 +331,7 @@ class TensorEngine:
     def noise(self, start: Level | None = None, end: Level | None = None, eta: float = 1.0) -> Tensor:
         """The next draw; draw 0 is the initial latent."""
         self.draw += 1
-        return self._noise(self.draw, self.step)
+        return self.drawn(self.draw, start, end, eta)
 
     def network(
         self, x: Tensor, c_in: float, time: float, level: Level, pair: int | None = None

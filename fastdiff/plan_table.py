@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from .brownian import CELLS, FIRST_DRAW
 from .plan import Call, Launch, Plan
 from .trace import Apply, Choose, Evaluate, Measure, Report
 
@@ -30,7 +33,7 @@ def describe(plan: Plan, state_bytes: int = 4) -> str:
             writes = [output.name for output in item.outputs]
             size = state_bytes * (len(reads) + (0 if item.squares else len(writes)))
             total += size
-            drawn = ", ".join(f"z{k}" for k in item.draws)
+            drawn = _drawn(item.draws)
             clip = " (clip)" if item.clip else ""
             pending = (str(count), ", ".join(reads) or "-", drawn or "-", ", ".join(writes) + clip, str(size))
             count += 1
@@ -43,6 +46,13 @@ def describe(plan: Plan, state_bytes: int = 4) -> str:
         f"{total} bytes per element with a {8 * state_bytes}-bit state"
     )
     return "\n".join(lines)
+
+
+def _drawn(draws: Sequence[int]) -> str:
+    """Draws by their numbers; those of a Brownian path by how many there are."""
+    path = [k for k in draws if FIRST_DRAW <= k < FIRST_DRAW + CELLS]
+    named = [f"z{k}" for k in draws if k not in path]
+    return ", ".join(named + [f"W ({len(path)})"] * bool(path))
 
 
 def _describe_call(call: Call, plan: Plan) -> str:

@@ -92,7 +92,8 @@ def tensor_engine(sampler: Sampler, request: Request) -> TensorEngine:
         def both(term: int, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
             return calls.terms.both(term, x.to(sampler.model_dtype), told(time))
 
-    engine = TensorEngine(network, partial(drawn, sampler, request), Terms(), request.given)
+    source, brownian = partial(drawn, sampler, request), sampler.noise == "brownian"
+    engine = TensorEngine(network, source, Terms(), request.given, brownian)
     return engine
 
 

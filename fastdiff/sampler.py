@@ -75,8 +75,8 @@ class Sampler:
         denoised_fn: any function of the predicted x_0, applied before clipping.
         thresholding: dynamic thresholding of the predicted x_0 (Imagen): True, (ratio, maximum) or a
             `thresholding.DynamicThresholding`; after `denoised_fn`.
-        noise: "independent" draws, or "brownian": solvers of SDEs get increments of one Brownian path of each sample, so
-            that a sample refines when its steps become more (`fastdiff.brownian`).
+        noise: "independent" draws, or "brownian": solvers of SDEs get increments of one Brownian path of each sample,
+            so that a sample refines when its steps become more (`fastdiff.brownian`).
         dtype: of the state, float32 or float64.
         model_dtype: of the network's input; default: that of its parameters, else `dtype`.
         device: of the state; default: where the model's parameters are, the CPU for a plain callable.

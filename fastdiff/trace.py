@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from .brownian import increment
 from .process import Level
 from .symbols import (
     DUST,
@@ -152,11 +153,12 @@ class Trace:
 class Recorder:
     """The engine a `Denoiser` drives while a solver is traced; `denoiser.TensorEngine` is its twin for tensors."""
 
-    def __init__(self, noise_is_tensor: bool = False):
+    def __init__(self, noise_is_tensor: bool = False, brownian: bool = False):
         self.trace = Trace()
         self.step = 0
         self._draws = 0
-        self._noise_is_tensor = noise_is_tensor
+        self._noise_is_tensor, self._brownian = noise_is_tensor, brownian
+        self._nodes: dict[int, Draw] = {}
         self._given: dict[str, Buffer] = {}
 
     def start(self, prior_std: float, x_init: bool, observe: bool = False) -> Combination:
@@ -179,9 +181,12 @@ class Recorder:
         """Draw 0."""
         return self._draw(0, -1)
 
-    def drawn(self, k: int) -> Combination:
-        """Draw number k, that no solver makes."""
-        return self._draw(k, self.step)
+    def drawn(self, k: int, start: Level | None = None, end: Level | None = None, eta: float = 1.0) -> Combination:
+        """Draw number k; of an interval, if noise is Brownian, the standardised increment of the sample's path."""
+        if not self._brownian or start is None or end is None:
+            return self._draw(k, self.step)
+        draws, weights = increment(start.sigma_ve, end.sigma_ve, eta)
+        return Combination({self._nodes.setdefault(n, Draw(n)): weight for n, weight in zip(draws, weights)})
 
     def outside_mask(self, value: Combination) -> Combination:
         """(1 - m) value, for the mask m that the call brings."""
@@ -198,7 +203,7 @@ class Recorder:
     def noise(self, start: Level | None = None, end: Level | None = None, eta: float = 1.0) -> Combination:
         """The next draw; draw 0 is the initial latent, whether or not it is used."""
         self._draws += 1
-        return self._draw(self._draws, self.step)
+        return self.drawn(self._draws, start, end, eta)
 
     def _draw(self, k: int, step: int) -> Combination:
         if not self._noise_is_tensor:
