@@ -52,10 +52,8 @@ def log_snr(level: Level) -> Number:
 
 def quadrature(nodes: Sequence[float], moments: Sequence[Number]) -> list[Number]:
     """Weights w_j with sum_j w_j theta_j^k = moments[k] for every k < n: exact for polynomials of degree below n."""
-    basis = np.linalg.inv(
-        np.vander(nodes, increasing=True)
-    )  # column j: the coefficients of the j-th Lagrange polynomial
-    return [sum((c * m for c, m in zip(column, moments)), 0.0) for column in basis.T]
+    lagrange = np.linalg.inv(np.vander(nodes, increasing=True))  # column j: the coefficients of the j-th polynomial
+    return [sum((c * m for c, m in zip(column, moments)), 0.0) for column in lagrange.T]
 
 
 def predicted(denoise: Denoiser, x: State, level: Level, predict: str) -> State:
