@@ -166,6 +166,10 @@ class _Run:
     ):
         self.sampler, self.request, self.order, self.watch = sampler, request, order, watch
         (self.rtol, self.atol), (self.eta, self.S_noise), self.controller = tolerances, noise, controller
+        if request.upwards:
+            raise ValueError(
+                "solver must be another one to encode ('ode', say): 'dpm_adaptive' goes towards less noise"
+            )
         first, self.last = check_driven("dpm_adaptive", sampler, request)
         self.begin, self.end = -math.log(first.sigma_ve), -math.log(self.last.sigma_ve)
         self.at = np.full(len(controller.h), self.begin)
@@ -273,7 +277,7 @@ def check_own_steps(name: str, sampler: Sampler, request: Request) -> None:
     """
     if len(set(epsilon_scales(sampler.epsilon_scale, sampler.levels.steps))) > 1:
         raise ValueError(f"epsilon_scale must be one number for solver {name!r}, which makes steps of its own")
-    if request.more or request.start or request.upwards:
+    if request.more or request.start:
         raise ValueError(f"solver {name!r} makes steps of its own and takes no image, mask or start")
 
 

@@ -31,7 +31,7 @@ class Path(NamedTuple):
     """The flow as an ODE dy/ds of y = scale(s) x.
 
     Attributes:
-        points: s at the sampler's noisy levels, in their order.
+        points: s at the noisy levels that the run visits, in order.
         level: of s.
         velocity: (y, x0, s, level) -> dy/ds, with x0 predicted at s.
         scaled: whether y is x / alpha; else it is x.
@@ -105,12 +105,16 @@ class ProbabilityFlow(Driver):
         if final == "reverse_diffusion" and not isinstance(sampler.process, SDEProcess):
             raise ValueError(f"final must be 'x0' or 'none' for a process without an SDE's chain, got {final!r}")
         path = path_of(sampler, request)
+        if request.upwards:
+            path = path._replace(points=path.points[::-1])
         run = _Run(sampler, request, path)
         x = start_state(sampler, request)
+        if request.upwards:  # it is data
+            x = path.level(path.points[0]).alpha * x
         run.report(-1, None, x)
         if x.numel() and len(path.points) > 1:
             x = run.solve(x, method, rtol, atol)
-        if sampler.levels[-1].sigma == 0 and final != "none":
+        if sampler.levels[-1].sigma == 0 and final != "none" and not request.upwards:
             x = run.finish(x, final)
         return x
 

@@ -27,7 +27,7 @@ def noisy_ends(levels: Levels, solver: str) -> tuple[Level, Level]:
     first, last = levels[0], [level for level in levels if level.sigma > 0][-1]
     if not math.isfinite(first.sigma_ve):
         raise ValueError(f"levels must begin at alpha > 0 for solver {solver!r}, whose steps are in log(sigma / alpha)")
-    if not last.sigma_ve < first.sigma_ve:
+    if last.sigma_ve == first.sigma_ve:
         raise ValueError(f"levels must have two noisy ones for solver {solver!r}, got one: {first.sigma_ve:.6g}")
     return first, last
 
@@ -60,10 +60,12 @@ def dpm_fast(
     orders = orders_of(check_count("evaluations", evaluations or levels.steps - clean))
     inner = np.geomspace(first.sigma_ve, last.sigma_ve, len(orders) + 1)[1:-1]
     for (level, following), order in zip(pairwise([first, *map(levels.between, inner.tolist()), last]), orders):
-        down = max(split(level.sigma_ve, following.sigma_ve, eta)[0], last.sigma_ve)
-        up = math.sqrt(following.sigma_ve**2 - down**2)
+        down, end = following.sigma_ve, following.sigma_ve
+        if eta > 0:
+            down = max(split(level.sigma_ve, end, eta)[0], last.sigma_ve)
+        up = math.sqrt(end**2 - down**2)
         step = Exponential(level, lowered(following, down), "eps")
-        places = [between(levels, step, theta) for theta in NODES[order]]
+        places = between(levels, step, NODES[order])
         values = stages(denoise, x, level, places, "eps")
         x = advance(step, x, values, [0.0, *(theta for theta, _ in places)])
         if up * S_noise > 0:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from ..denoiser import Denoiser, State
-from ..errors import check_positive
 from ..process import Level, Levels
 from ..symbols import Number
 from .ancestral import split
@@ -32,7 +31,7 @@ def dpmpp_2s_ancestral(
     for level, following in pairwise(levels):
         down, up = split(level.sigma_ve, following.sigma_ve, eta)
         step = Exponential(level, lowered(following, down))
-        places = [between(levels, step, 0.5)] if down > 0 and level.alpha > 0 else []
+        places = between(levels, step, [0.5]) if down > 0 and level.alpha > 0 else []
         values = stages(denoise, x, level, places, "x0")
         x = advance(step, x, values, [0.0, *(theta for theta, _ in places)])
         if up * S_noise > 0:
@@ -56,13 +55,14 @@ def dpmpp_sde(
     D' = (1 - 1 / (2 r)) D + 1 / (2 r) D_r takes the second, with D_r at the first, noisy point. The draws of a step are
     for intervals that overlap: independent as in k-diffusion, or with Sampler(noise="brownian") as they must be.
     """
-    check_positive("r", r)
+    if not 0 < r <= 1:
+        raise ValueError(f"r must be above 0 and at most 1, got {r}")
     for level, following in pairwise(levels):
         values, nodes = [denoise(x, level)], [0.0]
         down, up = split(level.sigma_ve, following.sigma_ve, eta)
         step = Exponential(level, lowered(following, down))
         if following.sigma > 0 and level.alpha > 0:
-            node, middle = between(levels, Exponential(level, following), r)
+            ((node, middle),) = between(levels, Exponential(level, following), [r])
             down, up_inner = split(level.sigma_ve, middle.sigma_ve, eta)
             x_inner = Exponential(level, lowered(middle, down))(x, values)
             if up_inner * S_noise > 0:

@@ -26,21 +26,26 @@ NODES: dict[int, tuple[float, ...]] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 Place = tuple[float, Level]  # (theta, the level there)
 
 
-def between(levels: Levels, step: Exponential, theta: float) -> Place:
-    """The level at lambda_start + theta h and its own theta, which a process of discrete levels rounds.
+def between(levels: Levels, step: Exponential, thetas: Sequence[float]) -> list[Place]:
+    """The levels at lambda_start + theta h and their own thetas, which a process of discrete levels rounds.
 
     Raises:
-        ValueError: the process has no level there but the ends of the step.
+        ValueError: the process has no such levels.
     """
     start, end = step.start.sigma_ve, step.end.sigma_ve
-    level = levels.between(start ** (1 - theta) * end**theta)
-    own = step.node(level)
-    if not 1e-6 < own < 1 - 1e-6:
-        raise ValueError(
-            f"steps must be fewer: the process has no level between sigma / alpha = {start:.6g} and {end:.6g}, where "
-            "this solver evaluates the model (a process of discrete timesteps rounds to them)"
-        )
-    return theta if abs(own - theta) < 1e-9 else own, level
+    places, before = [], 0.0
+    for theta in thetas:
+        level = levels.between(start ** (1 - theta) * end**theta)
+        own = step.node(level)
+        own = theta if abs(own - theta) < 1e-9 else own
+        if not before + 1e-6 < own <= 1:
+            raise ValueError(
+                f"steps must be fewer: the process has no {len(thetas)} levels between sigma / alpha = {start:.6g} and "
+                f"{end:.6g}, where this solver evaluates the model (discrete timesteps are rounded to)"
+            )
+        places.append((own, level))
+        before = own
+    return places
 
 
 def stages(denoise: Denoiser, x: State, start: Level, places: Sequence[Place], predict: str) -> list[State]:
@@ -96,11 +101,18 @@ def exponential_rk(
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     given = [c for c in (c2, c3) if c is not None]
     nodes = given if given else NODES[order]
-    if len(nodes) != order - 1 or any(not a < b for a, b in pairwise([0.0, *nodes, 1.0])) or (c2 is None and given):
-        raise ValueError(f"c2 (order 2) and c3 (order 3) must rise between 0 and 1, got {c2} and {c3} at order {order}")
+    if (
+        len(nodes) != order - 1
+        or any(not a < b for a, b in pairwise([0.0, *nodes]))
+        or max(nodes, default=0.0) > 1
+        or (c2 is None and given)
+    ):
+        raise ValueError(
+            f"c2 (order 2) and c3 (order 3) must rise from 0 to at most 1, got {c2} and {c3} at order {order}"
+        )
     for level, following in pairwise(levels):
         step = Exponential(level, following, predict)
-        places = [between(levels, step, theta) for theta in nodes] if following.sigma > 0 else []
+        places = between(levels, step, nodes) if following.sigma > 0 else []
         values = stages(denoise, x, level, places, predict)
         x = advance(step, x, values, [0.0, *(theta for theta, _ in places)], solver_type)
         yield x
