@@ -68,6 +68,28 @@ def test_levels(process):
     assert times[1] == process.levels_at([0.9, 0.5, 0.1, 0.0])[1] == process.level(0.5)
 
 
+def test_levels_know_their_times():
+    assert SDEProcess(VPSDE()).levels(3).times == pytest.approx([1.0, 0.5005, 0.001, 0.0])
+    assert Flow().levels(4).times == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+
+
+@pytest.mark.parametrize(("sde", "integers"), [(VPSDE(N=50), False), (subVPSDE(N=50), False), (VESDE(N=50), True)])
+def test_a_chain_s_levels_are_those_that_its_network_knows(sde, integers):
+    """Where score_sde's network of the chain predicts the noise, its score is -eps / sigma of the level."""
+    chain, process = SDEProcess(sde, continuous=False), SDEProcess(sde)
+    assert chain.integer_time == integers
+    for t in (1.0, 0.613, 0.002):
+        level, at = chain.level(t), torch.tensor([t], dtype=torch.float64)
+        if sde.name == "subvp":
+            assert level == process.level(t)
+        elif sde.name == "vp":
+            abar = sde.alphas_cumprod[int(t * 49)].item()
+            assert level == pytest.approx((math.sqrt(abar), math.sqrt(1 - abar), 49 * t))
+            assert -1 / level.sigma == pytest.approx(sde.score_factor(at, continuous=False).item())
+        else:
+            assert level == (1.0, sde.discrete_sigmas[49 - round((1 - t) * 49)].item(), round((1 - t) * 49))
+
+
 def test_one_step_of_the_flow_is_the_mean_of_the_data():
     x = Sampler(velocity, process="flow", prediction="flow", solver="ddim", steps=1)((4, 2), seeds=0)
     assert torch.allclose(x, torch.full((4, 2), MEAN))

@@ -160,3 +160,26 @@ def test_refused(make, message):
 
 def test_sub_vp_needs_no_chain():
     assert subVPSDE(N=12).discretize(TIMES)[1].isfinite().all()
+
+
+@pytest.mark.parametrize("make", [VPSDE, subVPSDE, VESDE])
+def test_another_chain_of_the_same_sde(make):
+    """Tables that were worked out before are not kept."""
+    t = torch.linspace(0.01, 1, 7, dtype=torch.float64)
+    sde = make(N=100)
+    sde.discretize(t)
+    other = sde.with_chain(40)
+    assert (sde.N, other.N, type(other)) == (100, 40, make)
+    for got, want in zip(other.discretize(t), make(N=40).discretize(t)):
+        assert torch.equal(got, want)
+    assert sde.with_chain(100) is sde
+
+
+def test_ancestral_noise():
+    """VE: sigma_(i-1) / sigma_i, 0 below the cleanest; VP: all of beta; sub-VP has no rule."""
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    ratio = VESDE(0.01, 10.0, N=4).ancestral_noise(t)
+    assert ratio.tolist() == pytest.approx([0.0, 0.1, 0.1])
+    assert VPSDE(N=30).ancestral_noise(t).tolist() == [1.0] * 3
+    with pytest.raises(ValueError, match="sde must be 'vp' or 've' for score_sde's ancestral sampling"):
+        subVPSDE().ancestral_noise(t)

@@ -17,7 +17,7 @@ from fastdiff.sde import get_sde
 from fastdiff.solvers.predictor_corrector import NORMS, Tabled, predictor_steps
 
 from .cases import Case, compare
-from .replay import ROUTES, Calls
+from .replay import ROUTES, Calls, check_float32_state
 from .score_family import LIMITS, LabelledScore
 from .sde_model import SdeModel
 
@@ -124,13 +124,14 @@ class Halves:
         return (kept + noise, kept) if denoised else (kept, kept - noise)
 
 
-def check_pc(case: Case, route: str) -> None:
-    """sde_pc: all states and means between the half steps, the calls of the network, the times and the result."""
+def replay_pc(case: Case, route: str, dtype: torch.dtype | None = None, rounded: bool = False) -> dict[str, Any]:
+    """All states and means between the half steps, the calls of the network, the times and the result."""
     a, options = pc_options(case)
-    dtype = torch.float32 if case.float32 else torch.float64
-    noise = torch.as_tensor(case.arrays["noise"], dtype=dtype)
+    dtype = dtype or (torch.float32 if case.float32 else torch.float64)
+    given = torch.as_tensor(case.arrays["noise"], dtype=torch.float32 if rounded else dtype)
+    noise = given.to(dtype)
     used = [(step, noise[k + 1]) for k, (step, drawn) in enumerate(draws(a)) if drawn]
-    calls = Calls(SdeModel(case.model))
+    calls = Calls(SdeModel(case.model), rounded)
     run = sampler(calls, route, dtype, **options)
 
     def replayed(draw: int, step: int) -> Tensor:
@@ -155,7 +156,18 @@ def check_pc(case: Case, route: str) -> None:
     }
     for name, pair in pairs.items():
         got |= {f"{name}_x": torch.stack([x for x, _ in pair]), f"{name}_x_mean": torch.stack([x for _, x in pair])}
-    compare(case, got, case.tolerance, inputs=("noise",), label=f"{route}, float32" if case.float32 else route)
+    return got
+
+
+def check_pc(case: Case, route: str) -> None:
+    """sde_pc."""
+    label = f"{route}, reference in float32" if case.float32 else route
+    compare(case, replay_pc(case, route), case.tolerance, inputs=("noise",), label=label)
+
+
+def check_pc_float32(case: Case, route: str) -> None:
+    """The same cases with a float32 state."""
+    check_float32_state(case, route, replay_pc, "predictor_x")
 
 
 def check_ald(case: Case, route: str) -> None:
