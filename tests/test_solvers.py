@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from fastdiff import VP, Sampler
-from fastdiff.solvers import SOLVERS
-from tests.tolerances import CLOSED_FORM
 
 F64 = {"dtype": torch.float64}
 
@@ -102,23 +100,6 @@ def test_terminal_inversion_ends_at_the_predicted_noise():
     x = torch.ones(2, 3, dtype=torch.float64)
     noisiest = Sampler(model, **options)((2, 3), x_init=x)
     assert torch.allclose(Sampler(model, terminal=True, **options)((2, 3), x_init=x), 0.25 * noisiest)
-
-
-@pytest.mark.parametrize("solver", sorted(SOLVERS))
-@pytest.mark.parametrize("options", [{}, {"clip_denoised": True}, {"epsilon_scale": 1.02}, {"denoised_fn": torch.tanh}])
-def test_the_plan_is_the_solvers_own_lines(solver, options, backend, device):
-    """Compiled against the same solver running on tensors, in float64."""
-    process = {} if solver in ("euler", "heun") else {"process": VP.cosine(100), "prediction": "eps"}
-    churn = {"S_churn": 10.0} if solver in ("euler", "heun") else {"eta": 0.7} if solver == "ddim" else {}
-    kwargs = {"solver": solver, "steps": 7, "backend": backend, **process, **churn, **options, **F64}
-
-    def model(x, t):
-        return 0.3 * torch.sin(3 * x) + 0.4 * x
-
-    start = {"x_init": torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(3, 5)} if "inv" in solver else {}
-    a = Sampler(model, **kwargs)((3, 5), seeds=5, return_trajectory=True, **start)[1]
-    b = Sampler(model, compiled=False, **kwargs)((3, 5), seeds=5, return_trajectory=True, **start)[1]
-    assert (a - b).abs().max() / b.abs().max() < CLOSED_FORM
 
 
 def test_inversion_scales_each_level_as_sampling_does():

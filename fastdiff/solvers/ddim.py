@@ -15,7 +15,7 @@ PURE_NOISE = Level(0.0, 1.0, math.nan)
 
 @register(order=1, evaluations="1", stochastic=False, source="Song et al. 2021 (DDIM), Eq. 12")
 def ddim(
-    denoise: Denoiser, x: State, levels: Levels, noise: Callable[[], State], *, eta: float = 0.0
+    denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., State], *, eta: float = 0.0
 ) -> Iterator[State]:
     """Song et al. 2021, Eqs. 12 and 16; eta = 1 has the variance of DDPM's `fixed_small`.
 
@@ -29,13 +29,13 @@ def ddim(
         std = eta * following.sigma * math.sqrt(max(0.0, 1 - (following.sigma_ve / level.sigma_ve) ** 2))
         x = following.alpha * x0 + math.sqrt(max(0.0, following.sigma**2 - std**2)) * eps
         if std > 0:
-            x = x + std * noise()
+            x = x + std * noise(level, following, eta**2)
         yield x
 
 
 @register(order=1, evaluations="1", stochastic=False, source="Song et al. 2021 (DDIM), Eq. 14 upwards")
 def ddim_inversion(
-    denoise: Denoiser, x: State, levels: Levels, noise: Callable[[], State], *, terminal: bool = False
+    denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., State], *, terminal: bool = False
 ) -> Iterator[State]:
     """From data to the noise that `ddim` would turn into it: the same ODE run towards more noise.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +36,8 @@ def log_variance(tables: GaussianTables, variance: str) -> tuple[NDArray[np.floa
     return (large - small) / 2, (large + small) / 2
 
 
-@register(order=1, evaluations="1", stochastic=True, source="Ho et al. 2020 (DDPM), Algorithm 2")
-def ddpm(
-    denoise: Denoiser, x: State, levels: Levels, noise: Callable[[], State], *, variance: str = "fixed_small"
-) -> Iterator[State]:
-    """Ho et al. 2020, Algorithm 2: x_(i-1) = c1 x_0 + c2 x_i + std z, c1 and c2 of Eq. 7; no noise in the last step."""
+def _check(denoise: Denoiser, levels: Levels) -> None:
+    """Refuse what has no posterior of Ho et al. 2020, Eq. 7."""
     preserving = all(abs(level.alpha**2 + level.sigma**2 - 1) <= 1e-6 for level in levels)
     if not preserving or not (np.diff(levels.alphas_cumprod) < 0).all() or not levels.alphas_cumprod[0] < 1:
         raise ValueError(
@@ -51,10 +49,18 @@ def ddpm(
             "epsilon_scale must be 1 for prediction 'previous_x' with solver 'ddpm', whose mean is then the network's "
             "output itself (epsilon_scale_mode='eps' scales predictions of eps only)"
         )
+
+
+@register(order=1, evaluations="1", stochastic=True, source="Ho et al. 2020 (DDPM), Algorithm 2")
+def ddpm(
+    denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., State], *, variance: str = "fixed_small"
+) -> Iterator[State]:
+    """Ho et al. 2020, Algorithm 2: x_(i-1) = c1 x_0 + c2 x_i + std z, c1 and c2 of Eq. 7; no noise in the last step."""
+    _check(denoise, levels)
     q = GaussianTables(levels.alphas_cumprod)
     a, b = log_variance(q, variance)
-    for i in reversed(range(levels.steps)):
-        evaluation = denoise.evaluate(x, levels[levels.steps - 1 - i])
+    for i, (level, following) in zip(reversed(range(levels.steps)), pairwise(levels)):
+        evaluation = denoise.evaluate(x, level)
         mean = q.posterior_mean_coef1[i] * evaluation.x0 + q.posterior_mean_coef2[i] * x
         if isinstance(denoise.prediction, PreviousX):
             moved = evaluation.moved
@@ -70,7 +76,7 @@ def ddpm(
         if i == 0:
             x = mean
         elif variance.startswith("learned"):
-            x = mean + denoise.learned(evaluation, a[i] / 2, b[i] / 2, noise())
+            x = mean + denoise.learned(evaluation, a[i] / 2, b[i] / 2, noise(level, following))
         else:
-            x = mean + math.exp(b[i] / 2) * noise()
+            x = mean + math.exp(b[i] / 2) * noise(level, following)
         yield x

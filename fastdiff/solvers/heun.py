@@ -17,7 +17,7 @@ def heun(
     denoise: Denoiser,
     x: State,
     levels: Levels,
-    noise: Callable[[], State],
+    noise: Callable[..., State],
     *,
     S_churn: float = 0.0,
     S_min: float = 0.0,

@@ -149,7 +149,7 @@ def time_shift(
     denoise: Denoiser,
     x: State,
     levels: Levels,
-    noise: Callable[[], State],
+    noise: Callable[..., State],
     *,
     window: int = 40,
     cutoff: float = 300,
@@ -172,5 +172,5 @@ def time_shift(
         std = eta * there.sigma * np.sqrt(np.maximum(0.0, 1 - (there.sigma_ve / here.sigma_ve) ** 2))
         x = there.alpha * x0 + np.sqrt(there.sigma**2 - std**2) * eps
         if eta > 0 and there is not CLEAN:
-            x = x + std * noise()
+            x = x + std * noise(here, there, eta**2)
         yield x

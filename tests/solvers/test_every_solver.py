@@ -1,0 +1,87 @@
+"""What holds for every solver: its length, its launches, its facts, and that the plan does what its lines do."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fastdiff.plan import Call
+from fastdiff.solvers import FACTS, SOLVERS
+from fastdiff.trace import Choose, Measure
+from tests.tolerances import SMALL_SIGMA
+
+from .every import PLANNED, short_run
+
+LINES = 30
+START = torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(3, 5)
+BENDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clipped": {"clip_denoised": True},
+    "scaled": {"epsilon_scale": 1.02},
+    "bent": {"denoised_fn": torch.tanh},
+}
+
+
+def body_lines(function: Callable[..., Any]) -> int:
+    """Lines of a function after its docstring."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(definition, ast.FunctionDef)
+    first = definition.body[1 if ast.get_docstring(definition) else 0]
+    return int(definition.end_lineno or 0) - first.lineno + 1
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_step_function_has_at_most_thirty_lines(name):
+    assert body_lines(SOLVERS[name]) <= LINES
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_says_what_it_is(name):
+    assert inspect.getdoc(SOLVERS[name])
+    assert FACTS[name].source
+    assert FACTS[name].evaluations
+    assert any(noisy in name for noisy in ("sde", "ancestral")) <= FACTS[name].stochastic
+
+
+@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("bend", ["plain", "clipped", "scaled"])
+def test_at_most_one_fused_launch_per_evaluation(name, bend):
+    """And the one that makes the start. Sums of squares write nothing; what samples choose by has to be written, three
+    tensors a launch, and a clipped x_0 has to be before its norm is taken."""
+    plan = short_run(name, **BENDS[bend]).plan(x_init=name == "ddim_inversion")
+    fused = [launch for launch in plan.launches if not launch.squares]
+    events = [item.event for item in plan.items if isinstance(item, Call)]
+    written = sum(math.ceil(len(event.values) / 3) for event in events if isinstance(event, Choose))
+    clipped = sum(isinstance(event, Measure) for event in events if bend == "clipped")
+    assert len(fused) <= plan.evaluations + 1 + written + clipped
+
+
+@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("bend", BENDS)
+@pytest.mark.parametrize("route", ["reference", None])
+def test_the_plan_is_the_solver_s_own_lines(name, bend, route):
+    """Compiled against the same solver running on tensors, in float64."""
+    start = {"x_init": START} if name == "ddim_inversion" else {}
+    given = {"seeds": 5, "return_trajectory": True, **start}
+    _, compiled = short_run(name, backend=route, **BENDS[bend])((3, 5), **given)
+    _, readable = short_run(name, compiled=False, **BENDS[bend])((3, 5), **given)
+    assert (compiled - readable).abs().max() <= SMALL_SIGMA * readable.abs().max()
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_one_step_is_finite_or_refused(name):
+    """Official codes' grids of one step are 0 / 0."""
+    start = {"x_init": START} if name == "ddim_inversion" else {}
+    try:
+        made = short_run(name, steps=1)
+    except ValueError as error:
+        assert "at least" in str(error)
+    else:
+        assert made((3, 5), seeds=1, **start).isfinite().all()
