@@ -108,6 +108,18 @@ def test_weak_order_of_the_sde_forms(order, weak, predict, gaussian):
 
 
 @pytest.mark.parametrize("predict", ["x0", "eps"])
+def test_on_a_brownian_path_a_sample_refines(predict):
+    """More steps with noise="brownian" change a sample less and less: strong order 1 for additive noise."""
+    data, ends = Mixture(), []
+    for steps in (16, 32, 64):
+        grid = np.geomspace(FIRST, LAST, steps + 1)
+        options = {"solver": "dpm_multistep", "predict": predict, "eta": 1.0, "noise": "brownian"}
+        ends.append(Sampler(data.denoise, sigmas=grid, prediction="x0", **options, **F64)((300, 1), seeds=0))
+    coarse, fine = ((a - b).abs().median().item() for a, b in pairwise(ends))
+    assert fine < 0.7 * coarse < 0.03
+
+
+@pytest.mark.parametrize("predict", ["x0", "eps"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("steps", [1, 2, 5])
