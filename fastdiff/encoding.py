@@ -22,7 +22,8 @@ def encode(sampler: Sampler, x: Tensor, labels: Any = None, cond: dict[str, Any]
     """See `Sampler.encode`."""
     solver = name_of(sampler.solver)
     draws, chooses = _looked_at(sampler)
-    if isinstance(sampler.solver, Driver) or sampler.solver is ddim_inversion or chooses:
+    driven = isinstance(sampler.solver, Driver) and not sampler.solver.encodes
+    if driven or sampler.solver is ddim_inversion or chooses:
         raise ValueError(f"solver must make steps from level to level to encode, got {solver!r}")
     if sum(level.sigma > 0 for level in sampler.levels) < 2:
         raise ValueError(f"steps must give at least 2 noisy levels to encode, got {sampler.levels.steps}")

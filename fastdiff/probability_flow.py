@@ -89,6 +89,8 @@ class ProbabilityFlow(Driver):
         ModuleNotFoundError: torchdiffeq or SciPy is not installed.
     """
 
+    encodes = True
+
     def __call__(
         self,
         sampler: Sampler,

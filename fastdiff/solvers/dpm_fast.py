@@ -62,7 +62,7 @@ def dpm_fast(
     for (level, following), order in zip(pairwise([first, *map(levels.between, inner.tolist()), last]), orders):
         down, end = following.sigma_ve, following.sigma_ve
         if eta > 0:
-            down = max(split(level.sigma_ve, end, eta)[0], last.sigma_ve)
+            down = max(float(split(level.sigma_ve, end, eta)[0]), last.sigma_ve)
         up = math.sqrt(end**2 - down**2)
         step = Exponential(level, lowered(following, down), "eps")
         places = between(levels, step, NODES[order])

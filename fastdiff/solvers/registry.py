@@ -35,7 +35,12 @@ class Driver:
     """A solver whose steps depend on what it finds in the states, such as an adaptive one.
 
     The sampler calls it in place of walking a plan: it looks at tensors, and traces and runs what it needs itself.
+
+    Attributes:
+        encodes: whether it also goes from data to noise (`Sampler.encode`).
     """
+
+    encodes = False
 
     def __call__(self, sampler: Sampler, request: Request) -> Tensor:
         """The final state [B, ...]. Keyword-only parameters are its options."""
