@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 from ..denoiser import Denoiser, State
-from ..errors import check_count
-from ..process import Level, Levels
+from ..process import Levels
 from .adams import require_signal
-from .exponential import Exponential, predicted
+from .dpmpp_multistep import dpm_multistep
 from .registry import register
 
 
-@register(
-    order=3, evaluations="1", stochastic=False, source="Zhang & Chen 2023 (DEIS), Eqs. 14-15 in log rho; diffusers"
-)
+@register(order=3, evaluations="1", stochastic=False, source="Zhang & Chen 2023 (DEIS), Eqs. 14-15 in log rho")
 def deis(
     denoise: Denoiser,
     x: State,
@@ -27,21 +22,19 @@ def deis(
     lower_order_final: bool = False,
 ) -> Iterator[State]:
     """du/drho = eps for u = x / alpha, rho = sigma / alpha: u' = u + the integral over [rho, rho'] of the polynomial in
-    log rho through the last `order` values of eps (in rho itself: `lms`). A step to clean data is DDIM's, x' = x_0.
+    log rho through the last `order` values of eps, 1 to 3 of them (in rho itself: `lms`).
 
-    Args:
-        lower_order_final: the last steps take orders ..., 2, 1; diffusers does so where there are fewer than 15.
+    `dpm_multistep` with every integral exact; `lower_order_final` is explained there.
     """
-    check_count("order", order)
     require_signal(levels, "deis")
-    past: list[tuple[Level, State]] = []
-    for n, (level, following) in enumerate(pairwise(levels)):
-        eps = denoise.store(predicted(denoise, x, level, "eps"))
-        past = [(level, eps), *(old for old in past if old[0].sigma_ve != level.sigma_ve)][:order]
-        step = Exponential(level, following, "eps")
-        used = past[: levels.steps - n] if lower_order_final else past
-        if step.h in (0.0, math.inf):
-            used = past[:1]
-        nodes = [0.0, *(step.node(old) for old, _ in used[1:])]
-        x = step(x, [eps for _, eps in used], nodes)
-        yield x
+    return dpm_multistep(
+        denoise,
+        x,
+        levels,
+        noise,
+        predict="eps",
+        order=order,
+        solver_type="heun",
+        quadratic="exact",
+        lower_order_final=lower_order_final,
+    )
