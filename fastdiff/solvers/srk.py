@@ -49,10 +49,11 @@ def srk_heun(denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., S
 
 @register(order=2, evaluations="2, 1 in the last", stochastic=True, source="Roessler 2010, SRA1")
 def sra1(denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., State]) -> Iterator[State]:
-    """Y' = Y + h (f(Y) / 3 + 2 f(Y + 3/4 h f(Y) + 3/2 dZ / h, r + 3/4 h) / 3) + dW: strong order 1.5.
+    """Y' = Y + h ((1 - 1 / 2c) f(Y) + f(Y + c h f(Y) + 2 c dZ / h, r + c h) / 2c) + dW, c = 3/4: strong order 1.5.
 
     dW is the increment of the step and dZ the integral of W - W_r over it: two draws, those of the step's halves in r,
-    which both stages share. The last step, to clean data, gives x_0.
+    which both stages share. Where a process has no level at r + 3/4 h, c is the nearest one's. The last step, to clean
+    data, gives x_0.
     """
     for level, following in pairwise(levels):
         f = denoise(x, level)
@@ -61,10 +62,14 @@ def sra1(denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., State
         else:
             (r, scale), (r_end, scale_end) = localised(level), localised(following)
             h, y = r_end - r, x / scale
-            middle, stage = Level(1.0, (r + h / 2) ** -0.5, math.nan), levels.between((r + 3 / 4 * h) ** -0.5)
-            z, later = noise(level, middle), noise(middle, following)
+            z = noise(level, middle := Level(1.0, (r + h / 2) ** -0.5, math.nan))
+            later = noise(middle, following)
             dW = math.sqrt(h / 2) * (z + later)
             dZ = h / 2 * dW + h * math.sqrt(h / 24) * (z - later)
-            at_stage = stage.alpha / (r + 3 / 4 * h) * (y + 3 / 4 * h * f + 3 / 2 / h * dZ)
-            x = scale_end * (y + h * (f + 2 * denoise(at_stage, stage)) / 3 + dW)
+            nearest = levels.between((r + 3 / 4 * h) ** -0.5)
+            stage = nearest if nearest.sigma_ve < level.sigma_ve else following
+            r_stage, scale_stage = localised(stage)
+            c = (r_stage - r) / h
+            f_stage = denoise(scale_stage * (y + c * h * f + 2 * c / h * dZ), stage)
+            x = scale_end * (y + h * ((1 - 0.5 / c) * f + 0.5 / c * f_stage) + dW)
         yield x
