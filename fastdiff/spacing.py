@@ -58,10 +58,12 @@ def time_at_sigma(sigma: ArrayLike, table: ArrayLike) -> NDArray[Any]:
 
     Args:
         sigma: levels in VE terms, any shape, > 0.
-        table: [T] increasing levels of the process in VE terms.
+        table: [T] levels of the process in VE terms, increasing; between its last level at or below sigma and the next
+            one, where it is not (diffusers' stand-in for an infinite last level).
     """
     logs = np.log(np.asarray(table, dtype=np.float64))
     wanted = np.log(np.maximum(np.asarray(sigma, dtype=np.float64), 1e-10))
-    below = (np.searchsorted(logs, wanted, side="right") - 1).clip(0, len(logs) - 2)
+    reached = wanted[..., None] >= logs
+    below = np.where(reached.any(-1), len(logs) - 1 - reached[..., ::-1].argmax(-1), 0).clip(max=len(logs) - 2)
     w = ((logs[below] - wanted) / (logs[below] - logs[below + 1])).clip(0, 1)
     return (1 - w) * below + w * (below + 1)

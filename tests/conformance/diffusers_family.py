@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff.interop.diffusers import sampler_options
+from fastdiff.interop.diffusers.grids import kind_of
 from fastdiff.process import Level
 from fastdiff.spacing import time_at_sigma
 from fastdiff.training.perturb import noising_table, perturb
@@ -101,11 +102,12 @@ class Recorded:
 
     def level_of(self, call: int) -> Level:
         """The level of a call of the model: one of the run's, or between two of them (KDPM2)."""
-        time = float(self.done.calls.times[call][0])
-        known = {level.time: level for level in self.levels[:-1]}
-        if time in known:
-            return known[time]
-        process = self.options["process"]
+        time, process = float(self.done.calls.times[call][0]), self.options["process"]
+        step = int(np.searchsorted(self.done.first_calls, call, side="right")) - 1
+        if call == self.done.first_calls[step]:
+            return self.levels[step]
+        if time == self.levels[step + 1].time:
+            return self.levels[step + 1]
         if isinstance(process, fastdiff.VP):
             return process.level(time)
         sigma = float(np.exp(np.interp(time, np.arange(process.T), np.log(process.table))))
@@ -142,6 +144,14 @@ class Recorded:
         sigmas = self.levels.sigmas
         if self.options["process"].config.get("use_flow_sigmas"):
             return np.array([level.sigma for level in self.levels])
+        config = self.options["process"].config
+        if (
+            config.get("interpolation_type") == "log_linear"
+            and not kind_of(config)
+            and len(sigmas) == 1 + self.options["steps"]
+        ):
+            unused = 0.0 if config["final_sigmas_type"] == "zero" else self.options["process"].table[0]
+            sigmas = np.append(sigmas, unused)  # a level more than there are times
         if self.name == "Heun":
             return np.concatenate([sigmas[:1], sigmas[1:-1].repeat(2), sigmas[-1:]])
         if self.name.startswith("KDPM2"):

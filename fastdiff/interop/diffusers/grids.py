@@ -71,25 +71,20 @@ def sigma_grid(config: Config, table: Array, n: int) -> Grid:
     T = len(table)
     times = spaced_timesteps(T, n, config["timestep_spacing"], config["steps_offset"], rounded=False)
     sigmas = np.interp(times, np.arange(T), table)
-    last = 0.0
     interpolation = check_choice(
         "interpolation_type", config.get("interpolation_type", "linear"), ("linear", "log_linear")
     )
-    if interpolation == "log_linear":  # one level more than steps: the run ends at the last of them
+    if interpolation == "log_linear":  # n + 1 levels: with n times, a run ends at the last
         sigmas = np.exp(np.linspace(math.log(table[-1]), math.log(table[0]), n + 1))
     kind = kind_of(config)
     if kind is not None:
         sigmas = spaced_sigmas(kind, n, *_limits(config, sigmas[-1], sigmas[0]))
         times = time_at_sigma(sigmas, table)
         times = times.round() if kind == "karras" and config.scheduler.startswith("KDPM2") else times
-    elif interpolation == "log_linear":
-        last = float(sigmas[-1])
-        sigmas = sigmas[:-1]
-    if config.get("final_sigmas_type") == "sigma_min" and (kind or interpolation == "linear"):
-        last = float(table[0])
     if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
-        times = 0.25 * np.log(sigmas)
-    return np.append(sigmas, last), times
+        times = 0.25 * np.log(sigmas)  # of all n + 1 levels, if there are
+    last = float(table[0]) if config.get("final_sigmas_type") == "sigma_min" else 0.0
+    return np.append(sigmas, last)[: len(times) + 1], times
 
 
 def dpm_grid(config: Config, table: Array, n: int) -> Grid:
@@ -144,7 +139,7 @@ def flow_grid(config: Config, table: Array, n: int) -> Grid:
     last = float(table[0])
     if config.scheduler == "UniPCMultistepScheduler":
         if config["shift_terminal"]:
-            sigmas = 1 - (1 - sigmas) * (1 - config["shift_terminal"]) / (1 - sigmas[-1])
+            sigmas = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - config["shift_terminal"]))
         if abs(sigmas[0] - 1) < 1e-6:
             sigmas[0] -= 1e-6
         last = float(sigmas[-1])
@@ -154,7 +149,10 @@ def flow_grid(config: Config, table: Array, n: int) -> Grid:
 
 
 def edm_grid(config: Config, n: int) -> Grid:
-    """The EDM schedulers: Karras or exponential levels between their own limits."""
+    """The EDM schedulers: Karras or exponential levels between their own limits.
+
+    One exponential step goes from sigma_max, where diffusers takes sigma_min for a state of noise sigma_max.
+    """
     kind = check_choice("sigma_schedule", config["sigma_schedule"], ("karras", "exponential"))
     sigmas = spaced_sigmas(kind, n, config["sigma_min"], config["sigma_max"], config["rho"])
     last = 0.0 if config["final_sigmas_type"] == "zero" else float(sigmas[-1])

@@ -11,6 +11,7 @@ from ...process import Level
 from ...thresholding import DynamicThresholding
 from . import rules
 from .configs import Config, read_config
+from .grids import kind_of
 from .process import process_of
 
 Options = dict[str, Any]
@@ -64,7 +65,7 @@ def sampler_options(scheduler: Any, steps: int, class_name: str | None = None, *
     config = read_config(scheduler, class_name)
     options: Options = {"process": process_of(config), "steps": check_count("steps", steps)}
     options["prediction"] = _prediction(config)
-    if config.get("thresholding"):
+    if config.get("thresholding") and config.get("predict_x0", True):  # UniPC's noise prediction leaves it out
         options["denoised_fn"] = DynamicThresholding(config["dynamic_thresholding_ratio"], config["sample_max_value"])
     elif config.get("clip_sample"):
         options["clip_denoised"] = (-config["clip_sample_range"], config["clip_sample_range"])
@@ -85,9 +86,14 @@ def _prediction(config: Config) -> str | Prediction:
     return PREDICTIONS[check_choice("prediction_type", config["prediction_type"], PREDICTIONS)]
 
 
-def _churn(step: Options) -> Options:
+def _euler(config: Config, options: Options, step: Options) -> Options:
     given = {ours: float(step.pop(theirs)) for theirs, ours in CHURN.items() if theirs in step}
-    return {"solver": rules.euler, **given} if given.get("S_churn") else {"solver": "euler"}
+    if not given.get("S_churn"):
+        return {"solver": "euler"}
+    if config.get("interpolation_type") == "log_linear" and kind_of(config) is None:
+        # Its array of levels has one more than are used, and churn is divided by their number.
+        given["S_churn"] *= options["process"].levels(options["steps"]).steps / (options["steps"] + 1)
+    return {"solver": rules.euler, **given}
 
 
 def _ddim(config: Config, options: Options, step: Options) -> Options:
@@ -166,7 +172,8 @@ def _unipc(config: Config, options: Options, step: Options) -> Options:
 
 
 def _deis(config: Config, options: Options, step: Options) -> Options:
-    return {"solver": "deis", "order": config["solver_order"], "lower_order_final": bool(config["lower_order_final"])}
+    lower = bool(config["lower_order_final"]) and options["steps"] < 15
+    return {"solver": "deis", "order": config["solver_order"], "lower_order_final": lower}
 
 
 def _lms(config: Config, options: Options, step: Options) -> Options:
@@ -192,7 +199,7 @@ SOLVERS: dict[str, Callable[[Config, Options, Options], Options]] = {
     "DDPMScheduler": _ddpm,
     "PNDMScheduler": _pndm,
     "IPNDMScheduler": _ipndm,
-    "EulerDiscreteScheduler": lambda config, options, step: _churn(step),
+    "EulerDiscreteScheduler": _euler,
     "EulerAncestralDiscreteScheduler": _named("euler_ancestral"),
     "HeunDiscreteScheduler": _named("heun"),
     "LMSDiscreteScheduler": _lms,
@@ -202,7 +209,7 @@ SOLVERS: dict[str, Callable[[Config, Options, Options], Options]] = {
     "DPMSolverSinglestepScheduler": _singlestep,
     "UniPCMultistepScheduler": _unipc,
     "DEISMultistepScheduler": _deis,
-    "EDMEulerScheduler": lambda config, options, step: _churn(step),
+    "EDMEulerScheduler": _euler,
     "EDMDPMSolverMultistepScheduler": _multistep,
     "ScoreSdeVeScheduler": _score_sde_ve,
 }

@@ -37,14 +37,17 @@ def ddim(
     """
     process = levels.process
     assert isinstance(process, VP)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be from 0 (deterministic) to 1 (ancestral), got {eta}")
     for level in levels[:-1]:
         t = process.step_of(level) - process.T // levels.steps
         following = process.level(t) if t >= 0 else levels[-1]
         evaluation = _evaluate(denoise, x, level)
         x0 = evaluation.x0 if use_clipped_model_output else evaluation.unclipped
         eps = (x - level.alpha * x0) / level.sigma
-        std = eta * following.sigma * math.sqrt(max(0.0, 1 - (following.sigma_ve / level.sigma_ve) ** 2))
-        x = following.alpha * evaluation.x0 + math.sqrt(max(0.0, following.sigma**2 - std**2)) * eps
+        r = following.sigma_ve / level.sigma_ve
+        std = eta * following.sigma * math.sqrt(max(0.0, (1 - r) * (1 + r)))
+        x = following.alpha * evaluation.x0 + following.sigma * math.sqrt((1 - eta**2) + (eta * r) ** 2) * eps
         if std > 0:
             x = x + std * noise(level, following, eta)
         yield x
