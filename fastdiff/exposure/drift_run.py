@@ -128,8 +128,8 @@ class _Listening(Sampler):
         self._from = self._to = 0
         self.heard: dict[int, list[_Heard]] = {}
 
-    def denoiser(self, engine: Any, levels: Any) -> Denoiser:
-        denoise = super().denoiser(engine, levels)
+    def denoiser(self, engine: Any, levels: Any, upwards: bool = False) -> Denoiser:
+        denoise = super().denoiser(engine, levels, upwards)
         heard_all = self._to == len(self._batch.data)  # not finite: the sampler runs again to say where
         if heard_all or not isinstance(engine, TensorEngine):  # or it looks at its plan
             return denoise
@@ -189,7 +189,7 @@ def listen(sampler: Sampler, batch: Batch, sums: list[StepSums]) -> None:
 
     `sums` grows by what is missing: one entry per step and one for the final state.
     """
-    network = sampler._network  # compiled once, if at all, and not by every listener
+    network = sampler.network  # compiled once, if at all, and not by every listener
     ear = _Listening(sampler, batch)
     # What was checked and moved before the first batch is handed over as it is.
     ear.finish(ear(batch.data.shape, seeds=batch.seeds, cond=batch.cond))
