@@ -275,7 +275,8 @@ def _checked_sigmas(name: str, values: Any) -> Array:
 
 
 def named_schedule(schedule: str | Callable[..., Array]) -> Callable[..., Array]:
-    """A sigma schedule by name ("karras", "exponential", "polyexponential", "vp", "ve", "iddpm") or any callable."""
+    """A sigma schedule by name ("karras", "exponential", "polyexponential", "vp", "ve", "iddpm", "beta", "laplace") or
+    any callable (n, sigma_min, sigma_max) -> [n + 1]."""
     known = {
         "karras": schedules.karras,
         "exponential": schedules.exponential,
@@ -283,6 +284,8 @@ def named_schedule(schedule: str | Callable[..., Array]) -> Callable[..., Array]
         "vp": schedules.vp_limits,
         "ve": schedules.ve,
         "iddpm": schedules.iddpm,
+        "beta": schedules.beta_quantiles,
+        "laplace": schedules.laplace,
     }
     if callable(schedule):
         return schedule

@@ -56,7 +56,7 @@ def sampler_options(scheduler: Any, steps: int, class_name: str | None = None, *
             s_tmax and s_noise (Euler, EDM Euler); order (LMS).
 
     Returns:
-        process, prediction, solver, steps, clip_denoised, denoised_fn and the solver's own options.
+        process, prediction, solver, steps, clip_denoised, thresholding and the solver's own options.
 
     Raises:
         ValueError, TypeError: a scheduler or an argument without a counterpart; what diffusers turns into NaN or an
@@ -66,7 +66,7 @@ def sampler_options(scheduler: Any, steps: int, class_name: str | None = None, *
     options: Options = {"process": process_of(config), "steps": check_count("steps", steps)}
     options["prediction"] = _prediction(config)
     if config.get("thresholding") and config.get("predict_x0", True):  # UniPC's noise prediction leaves it out
-        options["denoised_fn"] = DynamicThresholding(config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        options["thresholding"] = DynamicThresholding(config["dynamic_thresholding_ratio"], config["sample_max_value"])
     elif config.get("clip_sample"):
         options["clip_denoised"] = (-config["clip_sample_range"], config["clip_sample_range"])
     options |= SOLVERS[config.scheduler](config, options, step)

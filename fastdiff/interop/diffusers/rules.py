@@ -49,7 +49,7 @@ def ddim(
         std = eta * following.sigma * math.sqrt(max(0.0, (1 - r) * (1 + r)))
         x = following.alpha * evaluation.x0 + following.sigma * math.sqrt((1 - eta**2) + (eta * r) ** 2) * eps
         if std > 0:
-            x = x + std * noise(level, following, eta)
+            x = x + std * noise(level, following, eta**2)
         yield x
 
 
@@ -75,11 +75,11 @@ def ddpm(
         if level.time > 0:
             small = math.log(max((1 - prev) / (1 - abar) * beta, 1e-20))
             large = math.log(beta)
+            z = noise(level, following) if following.sigma > 0 else noise()
             if variance == "learned_range":
-                drawn = noise(level, following)
-                x = x + denoise.learned(evaluation, (large - small) / 4, (large + small) / 4, drawn)
+                x = x + denoise.learned(evaluation, (large - small) / 4, (large + small) / 4, z)
             else:
-                x = x + math.exp((small if variance == "fixed_small" else large) / 2) * noise(level, following)
+                x = x + math.exp((small if variance == "fixed_small" else large) / 2) * z
         yield x
 
 
