@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -42,19 +43,23 @@ def final_moments(made):
     return moments(Run(made, made.levels.steps), MEAN, math.hypot(STD, made.levels[0].sigma_ve))
 
 
-@pytest.mark.parametrize("flow", [False, True], ids=["sde", "ode"])
-@pytest.mark.parametrize("discretization", ["levels", "score_sde"])
-@pytest.mark.parametrize("predictor", PREDICTORS[:3])
-@pytest.mark.parametrize("name", SDES)
+REFUSED = {("ancestral_sampling", "levels", True), ("ancestral_sampling", "score_sde", True)}
+WAYS = [
+    (name, *way)
+    for name in SDES
+    for way in product(PREDICTORS[:3], ["levels", "score_sde"], [False, True])
+    if way not in REFUSED and (name, *way[:2]) != ("subvp", "ancestral_sampling", "score_sde")
+]
+
+
+@pytest.mark.parametrize(("name", "predictor", "discretization", "flow"), WAYS)
 def test_predictors_reach_the_data(name, predictor, discretization, flow):
-    if predictor == "ancestral_sampling" and (flow or (name, discretization) == ("subvp", "score_sde")):
-        pytest.skip("refused")
     options = {"predictor": predictor, "corrector": "none", "discretization": discretization, "probability_flow": flow}
-    reached = [final_moments(sampler(name, steps=steps, **options)) for steps in (50, 200)]
+    reached = [final_moments(sampler(name, steps=steps, compiled=False, **options)) for steps in (25, 100)]
     wanted = MEAN, STD
     errors = [max(abs(got - want) for got, want in zip(found, wanted)) for found in reached]
     assert errors[1] < max(0.5 * errors[0], 0.01)
-    assert errors[1] < 0.06
+    assert errors[1] < 0.07
 
 
 @pytest.mark.parametrize("corrector", ["langevin", "ald"])

@@ -74,6 +74,21 @@ def test_stages_share_their_draws(solver, draws):
     assert max(len(launch.inputs) for launch in plan.launches) <= 3
 
 
+def test_solvers_of_one_sde_refine_to_one_sample_on_its_brownian_path():
+    def samples(solver, steps, **options):
+        made = Sampler(
+            lambda x, t: DATA.denoise(x, t), solver=solver, steps=steps, sigma_min=0.05, sigma_max=10.0,
+            noise="brownian", dtype=torch.float64, compiled=False, **options,
+        )  # fmt: skip
+        return made((100, 1), seeds=0)
+
+    reference = samples("sra1", 256)
+    euler = {"predictor": "reverse_diffusion", "corrector": "none"}
+    for solver, options in {"srk_heun": {}, "sra1": {}, "predictor_corrector": euler}.items():
+        coarse, fine = ((samples(solver, steps, **options) - reference).abs().mean() for steps in (16, 64))
+        assert fine < 0.4 * coarse < 0.15
+
+
 @pytest.mark.parametrize("solver", ["srk_heun", "sra1"])
 def test_routes_agree_on_chains_too(solver):
     """On DDPM's chain the stage inside a step is at the nearest level there is."""
