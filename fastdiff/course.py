@@ -52,7 +52,7 @@ def course(sampler: Sampler, engine: Any, levels: Levels, kind: Kind) -> Iterato
     """The starting state, then the state at the end of every step, with the denoiser as the step left it.
 
     Args:
-        engine: `trace.Recorder` or `denoiser.TensorEngine`.
+        engine: `trace.Recorder` or `engine.TensorEngine`.
 
     Raises:
         ValueError: a mask, and a solver whose steps do not end at the levels.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .denoiser import require_measured, require_shape, require_variance, split_variance
+from .engine import require_measured, require_shape, require_variance, split_variance
 from .guidance.term import Contrast, Gradient
 from .ops import native
 from .plan import Call, Launch, Plan
@@ -208,7 +208,8 @@ class Executor:
         self._places = self._lay_out()
         # A launch that cancels large terms (a long step at a tiny sigma, the noisiest cosine steps) computes in
         # float64, beside a float32 state too.
-        self._wide = [dtype == torch.float64 or launch.cancelling > WELL_CONDITIONED for launch in plan.launches]
+        wide = dtype == torch.float64
+        self._wide = [wide or launch.wide or launch.cancelling > WELL_CONDITIONED for launch in plan.launches]
         self.numbers = self._numbers(time_dtype)
         self._tables = self.tables(self.numbers)
         self.functions = list(dict.fromkeys(plan.functions))

@@ -24,7 +24,7 @@ def with_known(engine: Any, x: State, level: Level, z: State | None = None) -> S
     """x with the known part of the image, noised to `level`, in place of its own.
 
     Args:
-        engine: `trace.Recorder` or `denoiser.TensorEngine`, in the step that ends here.
+        engine: `trace.Recorder` or `engine.TensorEngine`, in the step that ends here.
         z: the noise; default: the step's.
     """
     known = level.alpha * engine.given("image")

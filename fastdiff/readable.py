@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from . import ops
 from .course import Kind, course
-from .denoiser import TensorEngine
+from .engine import TensorEngine
 from .executor import Request
 from .process import Level
 from .symbols import NotLinearError

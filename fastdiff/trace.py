@@ -151,7 +151,7 @@ class Trace:
 
 
 class Recorder:
-    """The engine a `Denoiser` drives while a solver is traced; `denoiser.TensorEngine` is its twin for tensors."""
+    """The engine a `Denoiser` drives while a solver is traced; `engine.TensorEngine` is its twin for tensors."""
 
     def __init__(self, noise_is_tensor: bool = False, brownian: bool = False):
         self.trace = Trace()

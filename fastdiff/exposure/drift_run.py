@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import ops
-from ..denoiser import Denoiser, Evaluation, TensorEngine, split_variance
+from ..denoiser import Denoiser, Evaluation
+from ..engine import TensorEngine, split_variance
 from ..prediction import Coefficients, PreviousX
 from ..process import Level
 from ..sampler import Sampler

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..arguments import label_tensor
-from ..denoiser import split_variance
+from ..engine import split_variance
 from ..errors import check_count, check_finite
 from ..prediction import EDMPrediction, PreviousX
 from ..process import VP, Level

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import conditioning
-from ..denoiser import split_variance
+from ..engine import split_variance
 from ..errors import check_choice
 from ..prediction import Prediction, get_prediction
 from ..process import VP, Levels, Process, get_process

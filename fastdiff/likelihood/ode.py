@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import conditioning
-from ..denoiser import require_shape, split_variance
+from ..engine import require_shape, split_variance
 from ..errors import check_finite, check_positive
 from ..prediction import Prediction, PreviousX, get_prediction
 from ..process import VE, VP, Level, Process, get_process

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff import ops
-from fastdiff.denoiser import Denoiser, TensorEngine
+from fastdiff.denoiser import Denoiser
+from fastdiff.engine import TensorEngine
 from fastdiff.guidance import ClassifierGuidance
 from fastdiff.prediction import PreviousX, get_prediction
 from fastdiff.process import GaussianTables
