@@ -254,7 +254,8 @@ class VP(Process):
         return self._respaced(steps)
 
     def level_at_sigma(self, sigma_ve: float) -> Level:
-        table = np.sqrt(1.0 / self.alphas_cumprod - 1.0)
+        with np.errstate(divide="ignore"):  # infinite at a zero terminal SNR
+            table = np.sqrt(1.0 / self.alphas_cumprod - 1.0)
         return self.level(int(np.abs(table - sigma_ve).argmin()))
 
     def prior_std(self, first: Level) -> float:
@@ -325,8 +326,9 @@ class GaussianTables:
         self.sqrt_alphas_cumprod = np.sqrt(abar)
         self.sqrt_one_minus_alphas_cumprod = np.sqrt(1.0 - abar)
         self.log_one_minus_alphas_cumprod = np.log(1.0 - abar)
-        self.sqrt_recip_alphas_cumprod = np.sqrt(1.0 / abar)
-        self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / abar - 1.0)
+        with np.errstate(divide="ignore"):  # infinite at a zero terminal SNR, where eps says nothing of x_0
+            self.sqrt_recip_alphas_cumprod = np.sqrt(1.0 / abar)
+            self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / abar - 1.0)
         self.posterior_variance = beta * (1.0 - prev) / (1.0 - abar)
         second = self.posterior_variance[1:2] if len(abar) > 1 else beta[:1]
         self.posterior_log_variance_clipped = np.log(np.append(second, self.posterior_variance[1:]))

@@ -153,7 +153,7 @@ ALIGNED = {
 
 def align_your_steps(n: int, table: str = "sd") -> Array:
     """The optimised levels of Sabour et al. 2024, "Align Your Steps", for a published model, 10 steps of it exactly;
-    other numbers of steps by interpolation of log sigma, as the authors do.
+    other numbers of steps by interpolation of log sigma, as the authors do. For `Sampler(sigmas=...)`.
 
     Args:
         table: "sd", "sdxl" or "svd".

@@ -44,8 +44,7 @@ class Chain:
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         self.process, self.device, self.dtype = process, torch.device(device), dtype
         self._levels = process.levels(steps)
-        with np.errstate(divide="ignore"):  # alpha = 0 at a zero terminal SNR: no x_0 from eps there, see losses
-            self.tables = GaussianTables(self._levels.alphas_cumprod)
+        self.tables = GaussianTables(self._levels.alphas_cumprod)
         told = torch.tensor([level.time for level in self._levels[-2::-1]], dtype=torch.float64)
         self.times = told.to(self.device, torch.int64 if process.integer_time else dtype)
         self._columns: dict[str, Tensor] = {}
