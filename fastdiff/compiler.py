@@ -170,7 +170,8 @@ class _Compiler:
         for event in events:
             if isinstance(event, Report):
                 names = [_name(_single(event.values[0])), "x0"]
-                calls[event] = Call(event, [write(v, n, observed=True) for v, n in zip(event.values, names)])
+                slots = [write(v, n, event.dtype, observed=True) for v, n in zip(event.values, names)]
+                calls[event] = Call(event, slots)
         self._emit_launches(gap, wanted)
         for output, value in promised.values():
             single = _single(value)

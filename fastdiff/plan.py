@@ -53,6 +53,11 @@ class Launch:
     squares: bool = False
 
     @property
+    def wide(self) -> bool:
+        """Whether something is written in float64, beside whatever state."""
+        return any(output.dtype == torch.float64 for output in self.outputs)
+
+    @property
     def cancelling(self) -> float:
         """How large terms can be that cancel: the second largest coefficient of the clipped value and of the outputs
         (not of an observer's)."""

@@ -34,6 +34,7 @@ from .exposure.schedules import LinearScale, as_scale, epsilon_scales
 from .graphs import GraphCache, GraphStats
 from .graphs.buckets import bucket_of, bucket_sizes, filled
 from .guidance import Guidance, guidance_terms
+from .log_prob import log_prob, log_prob_of_call
 from .plan import Plan
 from .prediction import Prediction, get_prediction
 from .process import Level, Levels, Process, get_process
@@ -177,7 +178,7 @@ class Sampler:
         if self._explicit is not None and (schedule is not None or grid):
             raise ValueError("schedule and its options must be left out when sigmas or timesteps give the levels")
         self.levels = self._levels(steps)
-        self._executors: dict[Hashable, Executor] = {}
+        self.compiled_runs: dict[Hashable, Any] = {}  # what was made of a kind of run once
         epsilon_scales(self.epsilon_scale, self.levels.steps)
         if compiled and not isinstance(self.solver, Driver):
             self.executor()
@@ -241,11 +242,13 @@ class Sampler:
     def executor(self, **kind: Any) -> Executor:
         """The plan of a kind of run (`course.Kind`) with its numbers on the device."""
         key = Kind(**kind)
-        if key not in self._executors:
-            self._executors[key] = Executor(
-                self.plan(**kind), self.dtype, self.model_dtype, self.time_dtype, self.device, self.backend
-            )
-        return self._executors[key]
+        if key not in self.compiled_runs:
+            self.compiled_runs[key] = self.executor_of(self.plan(**kind))
+        return self.compiled_runs[key]
+
+    def executor_of(self, plan: Plan) -> Executor:
+        """A plan with its numbers on the device."""
+        return Executor(plan, self.dtype, self.model_dtype, self.time_dtype, self.device, self.backend)
 
     @property
     def time_dtype(self) -> torch.dtype:
@@ -332,6 +335,7 @@ class Sampler:
         generator: torch.Generator | None = None,
         callback: Callable[[StepInfo], None] | None = None,
         return_trajectory: bool = False,
+        return_log_prob: bool = False,
         progress: bool = False,
     ) -> Any:
         """Draw one batch.
@@ -354,10 +358,12 @@ class Sampler:
             generator: PyTorch's noise instead: one `randn` of the batch per draw, in order.
             callback: called with a `StepInfo` at the end of every step.
             return_trajectory: also return all states [N+1, B, ...] (fewer after `start`), the starting state first.
+            return_log_prob: also return the log-probabilities of the steps, float64 [N, B], as `log_prob` has them, but
+                from the draws: no evaluation more. Not with a learned variance, nor with a mask.
             progress: show a progress bar.
 
         Returns:
-            [B, ...] in the state's dtype, or (that, trajectory).
+            [B, ...] in the state's dtype, or (that, trajectory), (that, log_prob) or (that, trajectory, log_prob).
 
         Raises:
             ValueError, TypeError: a bad argument, before any work.
@@ -368,9 +374,11 @@ class Sampler:
         arguments |= {"mask": mask, "strength": strength, "start": start, "noise": noise, "generator": generator}
         model, variant = self._tuned.get(size, (None, None))
         if variant is not None and model is self.model:
-            return variant(size, **arguments, callback=callback, return_trajectory=return_trajectory, progress=progress)
+            wanted: dict[str, Any] = {"return_trajectory": return_trajectory, "return_log_prob": return_log_prob}
+            return variant(size, **arguments, callback=callback, **wanted, progress=progress)
         state = None if generator is None else generator.get_state()
         request = make_request(self, size, **arguments)
+        log_prob = log_prob_of_call(self, request) if return_log_prob else None
         trajectory: list[Tensor] = []
 
         def report(step: int, level: Level | None, x: Tensor, denoised: Tensor | None) -> None:
@@ -385,7 +393,40 @@ class Sampler:
             if generator is not None and state is not None:
                 generator.set_state(state)
             blame(lambda look: self._run_eagerly(replace(request, report=look, tick=None)), request.seeds)
-        return (x, torch.stack(trajectory)) if return_trajectory else x
+        more = [torch.stack(trajectory)] if return_trajectory else []
+        more += [] if log_prob is None else [log_prob()]
+        return (x, *more) if more else x
+
+    def log_prob(
+        self,
+        trajectory: Tensor,
+        *,
+        steps: Sequence[int] | None = None,
+        start: int = 0,
+        labels: Any = None,
+        cond: dict[str, Any] | None = None,
+        checkpoint: bool = True,
+    ) -> Tensor:
+        """Log-probabilities of the steps of recorded runs, ln N(x_(i+1); mean_i, std_i^2), with gradients.
+
+        For steps that add Gaussian noise at their end (ddpm, ddim with eta > 0, ancestral and multistep SDE solvers,
+        ...), whatever their mean is made of. `fastdiff.log_prob` has the definition and the papers.
+
+        Args:
+            trajectory: [N + 1, B, ...], from a call with `return_trajectory`, of this model or another.
+            steps: numbers of the steps wanted, which must draw noise; only what they need is evaluated. Default: all,
+                with 0 for those that draw none (a last step to clean data).
+            start: of the call that made the trajectory.
+            labels, cond: of that call.
+            checkpoint: as in `differentiable`; for one step at a time False is faster.
+
+        Returns:
+            Natural logarithms, summed over the elements: float64 [N, B], or [len(steps), B].
+
+        Raises:
+            ValueError, TypeError: a bad argument, or a solver whose steps have no such density; the message says why.
+        """
+        return log_prob(self, trajectory, steps, start, labels, cond, checkpoint)
 
     def encode(self, x: Tensor, *, labels: Any = None, cond: dict[str, Any] | None = None) -> Tensor:
         """The noise that a deterministic solver makes data of: its own steps, on the levels in reverse.

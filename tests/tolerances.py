@@ -78,3 +78,14 @@ SMALL_SIGMA = 1e-7
 
 DIRECTIONAL_DERIVATIVE = 1e-6
 """A gradient through a run in float64 along a direction, against a central difference of step 1e-5, relative."""
+
+LOG_PROB = 1e-9
+"""Log-probabilities of steps and their gradients in float64 against the same density written another way, relative to
+the largest: means and states that are nearly equal are subtracted and divided by narrow widths."""
+
+FLOAT32_LOG_PROB = 2e-3
+"""Log-probabilities of steps with a network and states in float32 against float64, relative to the largest: the last
+steps are narrow beside the rounding of their means."""
+
+# Weights of a Brownian increment: they come of a few dozen operations on lengths of intervals.
+BROWNIAN_WEIGHTS = 1e-12
