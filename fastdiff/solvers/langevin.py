@@ -98,7 +98,7 @@ def mala(
 
     Args:
         energy: [B, ...] -> [B]; minus its gradient is the score that the sampler's network gives
-            (`fastdiff.energy.EnergyScore`). Called without gradients.
+            (`fastdiff.energy.EnergyScore`). Called without gradients and without conditioning, for both points.
         step_size: e of the proposal x + e s(x) + sqrt(2 e) z.
     """
     _check_one_level("mala", levels)
