@@ -88,28 +88,19 @@ def exponential_rk(
     predict: str = "x0",
     solver_type: str = "heun",
     c2: float | None = None,
-    c3: float | None = None,
 ) -> Iterator[State]:
-    """Explicit exponential Runge-Kutta of order 1, 2 or 3 in lambda, its inner points at theta = c2 (and c3).
+    """Explicit exponential Runge-Kutta of order 1, 2 or 3 in lambda, its inner points at theta = c2 (and 2/3).
 
     "heun" is RES, whose weights phi_k solve the stiff order conditions; "midpoint" is DPM-Solver-2 and -3 ("eps"; Lu et
-    al. 2022a, Algorithms 1 and 2) and DPM-Solver++(2S) ("x0"; Lu et al. 2022b, Algorithm 1). c2 is 1/2 at order 2; c2
-    and c3 are 1/3 and 2/3 at order 3. A step to clean data is of order 1.
+    al. 2022a, Algorithms 1 and 2) and DPM-Solver++(2S) ("x0"; Lu et al. 2022b, Algorithm 1). c2 is 1/2 at order 2, at
+    most 1, and 1/3 at order 3, below 2/3. A step to clean data is of order 1.
     """
     check_choice("order", order, NODES)
     check_choice("predict", predict, PREDICTIONS)
     check_choice("solver_type", solver_type, SOLVER_TYPES)
-    given = [c for c in (c2, c3) if c is not None]
-    nodes = given if given else NODES[order]
-    if (
-        len(nodes) != order - 1
-        or any(not a < b for a, b in pairwise([0.0, *nodes]))
-        or max(nodes, default=0.0) > 1
-        or (c2 is None and given)
-    ):
-        raise ValueError(
-            f"c2 (order 2) and c3 (order 3) must rise from 0 to at most 1, got {c2} and {c3} at order {order}"
-        )
+    nodes = NODES[order] if c2 is None else (c2, 2 / 3)[: order - 1]
+    if c2 is not None and (order == 1 or not 0 < c2 <= 1 or (order == 3 and c2 >= 2 / 3)):
+        raise ValueError(f"c2 must be in (0, 1] at order 2, in (0, 2/3) at order 3 and left out at order 1, got {c2}")
     for level, following in pairwise(levels):
         step = Exponential(level, following, predict)
         places = between(levels, step, nodes) if following.sigma > 0 else []
