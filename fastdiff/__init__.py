@@ -14,8 +14,8 @@ from .process import EDM, VE, VP, Process
 from .sampler import Sampler, StepInfo
 
 _ROOMS = (
-    *("continuous", "data", "energy", "evaluation", "exposure", "guidance", "likelihood", "models", "ncsn", "presets"),
-    *("sde", "sweep", "training"),
+    *("continuous", "data", "energy", "evaluation", "exposure", "guidance", "interop", "interpolating", "likelihood"),
+    *("models", "ncsn", "presets", "schedules", "sde", "spacing", "sweep", "thresholding", "training"),
 )
 
 

@@ -41,6 +41,75 @@ def test_iddpm_keeps_published_levels():
     assert 0 < np.abs(rounded[:-1] / grid[:-1] - 1).max() < 1e-3
 
 
+@pytest.mark.parametrize(("name", "middle"), [("beta_quantiles", 25.01), ("laplace", 1.0)])
+def test_quantile_grids_end_at_their_limits(name, middle):
+    """Symmetric distributions have their centre in the middle: of sigma (beta), of log sigma (Laplace at 0)."""
+    pytest.importorskip("scipy")
+    grid = getattr(schedules, name)(9, 0.02, 50.0)
+    assert len(grid) == 10 and grid[-1] == 0 and (np.diff(grid) < 0).all()
+    assert grid[[0, -2]].tolist() == pytest.approx([50.0, 0.02], rel=1e-9)
+    if name == "laplace":
+        grid = schedules.laplace(9, 0.02, 50.0, mu=0.5 * math.log(50 * 0.02), scale=2.0)
+    assert grid[4] == pytest.approx(middle)
+    assert EDM().levels(5, name.removesuffix("_quantiles")).steps == 5
+
+
+def test_laplace_quantiles_by_hand():
+    """F(x) = 1 - exp(-x / scale) / 2 above mu: half the probability between mu and the limit takes log 2 of a scale."""
+    grid = schedules.laplace(5, math.exp(-40.0), math.exp(40.0), scale=0.5)
+    assert np.log(grid[[1, 3]]).tolist() == pytest.approx([0.5 * math.log(2), -0.5 * math.log(2)])
+    assert grid[0] == pytest.approx(math.exp(40.0)) and np.isfinite(schedules.laplace(4, 1e-9, 1e9, scale=0.1)).all()
+
+
+def test_aligned_steps():
+    assert schedules.align_your_steps(10).tolist() == pytest.approx([*schedules.ALIGNED["sd"][:-1], 0.0], rel=1e-14)
+    twice = schedules.align_your_steps(20, "sdxl")
+    assert len(twice) == 21 and twice[::2][:-1].tolist() == pytest.approx(schedules.ALIGNED["sdxl"][:-1])
+    assert twice[1] == pytest.approx(math.sqrt(twice[0] * twice[2]))
+    with pytest.raises(ValueError, match="table"):
+        schedules.align_your_steps(10, "sd3")
+
+
+def test_betas_of_sigmoid_and_laplace():
+    sigmoid, laplace = schedules.sigmoid_betas(1000), schedules.laplace_betas(1000)
+    assert sigmoid[-1] == 0.999 and ((sigmoid > 0) & (sigmoid <= 0.999)).all()
+    abar = np.cumprod(1 - sigmoid)
+    assert abar[499] == pytest.approx(0.5) and abar[0] == pytest.approx(1, abs=1e-3)  # odd around its middle
+    abar = np.cumprod(1 - laplace)
+    assert ((laplace > 0) & (laplace <= 0.999)).all()
+    t = 0.25 + 0.0005
+    assert np.log(abar[250] / (1 - abar[250])) == pytest.approx(-0.5 * math.log(2 * t))
+    with pytest.raises(ValueError, match="start"):
+        schedules.sigmoid_betas(10, 1.0, 1.0)
+
+
+def test_zero_terminal_snr():
+    """Lin et al. 2024, Algorithm 1: the first step keeps its level, the last one is pure noise; what is in between is
+    shifted linearly in sqrt(alpha_bar)."""
+    before = VP.linear().alphas_cumprod ** 0.5
+    process = VP(schedules.zero_terminal_snr(schedules.linear_betas()))
+    after = process.alphas_cumprod**0.5
+    assert after[-1] == 0 and process.betas[-1] == 1 and after[0] == pytest.approx(before[0])
+    slope = np.diff(after) / np.diff(before)
+    assert np.allclose(slope, slope[0])
+    with np.errstate(all="raise"):
+        assert GaussianTables(process.alphas_cumprod).sqrt_recip_alphas_cumprod[-1] == math.inf
+        assert process.level_at_sigma(3.0).time > 0
+    with pytest.raises(ValueError, match="betas"):
+        schedules.zero_terminal_snr([0.1])
+
+
+def test_ddim_subsequences():
+    """The DDIM repository: 15 uniform steps are 16; 10 start at 900; quadratic ones are dense at the clean end."""
+    assert len(schedules.ddim_subsequence(1000, 15)) == 16
+    assert schedules.ddim_subsequence(1000, 10) == list(range(0, 1000, 100))
+    quad = schedules.ddim_subsequence(1000, 10, "quad")
+    assert quad[:3] == [0, 9, 39] and quad[-1] in (799, 800) and schedules.ddim_subsequence(1000, 50, "quad")[1] == 0
+    for arguments, name in (((10, 11), "n"), ((10, 5, "cubic"), "kind")):
+        with pytest.raises(ValueError, match=name):
+            schedules.ddim_subsequence(*arguments)
+
+
 @pytest.mark.parametrize(("T", "sections"), [(1000, "60x"), (1000, "ddim60"), (10, "11"), (1000, "ddim1"), (10, "0")])
 def test_respacing_refusals(T, sections):
     with pytest.raises(ValueError, match="steps"):
