@@ -89,3 +89,6 @@ steps are narrow beside the rounding of their means."""
 
 # Weights of a Brownian increment: they come of a few dozen operations on lengths of intervals.
 BROWNIAN_WEIGHTS = 1e-12
+
+ORDER = 0.25
+"""An order of convergence measured by one doubling of the steps, tests/solvers/test_order.py; neighbours are 1 apart."""
