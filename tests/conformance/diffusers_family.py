@@ -21,7 +21,7 @@ from .analytic import Denoiser, DiscreteModel, _vp_mixture, per_sample
 from .cases import Case, compare, compare_results
 from .replay import Run, in_order, of_step, run
 
-SIGMA_SPACE = ("Euler", "EulerAncestral", "Heun", "LMS", "KDPM2", "KDPM2Ancestral")
+SIGMA_SPACE = ("Euler", "EulerAncestral", "Heun", "LMS", "KDPM2", "KDPM2Ancestral", "DPMSolverSDE")
 BETA_DEFAULTS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
 
 
@@ -142,7 +142,7 @@ class Recorded:
     def sigmas(self) -> np.ndarray:
         """The scheduler's own array: levels of the stages of Heun and KDPM2 included."""
         sigmas = self.levels.sigmas
-        if self.options["process"].config.get("use_flow_sigmas"):
+        if getattr(self.options["process"], "flow", False):
             return np.array([level.sigma for level in self.levels])
         config = self.options["process"].config
         if (
@@ -152,7 +152,7 @@ class Recorded:
         ):
             unused = 0.0 if config["final_sigmas_type"] == "zero" else self.options["process"].table[0]
             sigmas = np.append(sigmas, unused)  # a level more than there are times
-        if self.name == "Heun":
+        if self.name in ("Heun", "DPMSolverSDE"):
             return np.concatenate([sigmas[:1], sigmas[1:-1].repeat(2), sigmas[-1:]])
         if self.name.startswith("KDPM2"):
             return np.concatenate([sigmas[:1], sigmas[1:].repeat(2), sigmas[-1:]])
@@ -191,7 +191,7 @@ def replay(case: Case, route: str) -> Recorded:
         route,
         data["x_init"] * (first.alpha if short(scheduler) in SIGMA_SPACE else 1.0),
         noise=data.get("noise"),
-        entry=in_order if options["solver"] is not None and "S_churn" in options else of_step,
+        entry=in_order if "S_churn" in options or options["solver"] == "dpmpp_sde" else of_step,
         **options,
     )
     return Recorded(done, scheduler, options)

@@ -79,6 +79,11 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         | _THRESHOLDING
         | _DPM_SOLVER
         | {"solver_order": 2, "lower_order_final": True, "euler_at_final": False},
+        "DPMSolverSDEScheduler": _SIGMA_SPACE | _OTHER_BETAS | {"noise_sampler_seed": None},
+        "FlowMatchEulerDiscreteScheduler": _SIGMAS
+        | {"num_train_timesteps": 1000, "shift": 1.0, "shift_terminal": None, "stochastic_sampling": False}
+        | {"use_dynamic_shifting": False, "time_shift_type": "exponential", "invert_sigmas": False}
+        | {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096},
         "ScoreSdeVeScheduler": {
             "num_train_timesteps": 2000,
             "snr": 0.15,

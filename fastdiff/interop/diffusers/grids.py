@@ -138,14 +138,45 @@ def flow_grid(config: Config, table: Array, n: int) -> Grid:
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     last = float(table[0])
     if config.scheduler == "UniPCMultistepScheduler":
-        if config["shift_terminal"]:
-            sigmas = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - config["shift_terminal"]))
+        sigmas = _stretched(sigmas, config["shift_terminal"])
         if abs(sigmas[0] - 1) < 1e-6:
             sigmas[0] -= 1e-6
         last = float(sigmas[-1])
     if config.scheduler.startswith("DEIS"):
         last = float(sigmas[-1])
     return np.append(sigmas, 0.0 if config.get("final_sigmas_type") == "zero" else last), np.trunc(sigmas * T)
+
+
+def _stretched(sigmas: Array, terminal: float | None) -> Array:
+    """Levels stretched so that the last one is `terminal`, the first one staying at 1."""
+    if not terminal:
+        return sigmas
+    if len(sigmas) < 2:
+        raise ValueError(
+            "steps must be at least 2 with shift_terminal, which moves the last level and not the first, got 1"
+        )
+    return np.asarray(1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - terminal)), dtype=np.float64)
+
+
+def flow_match_grid(config: Config, n: int, mu: float | None) -> Grid:
+    """FlowMatchEuler: sigma = t from 1 down to the process's last level, shifted once more than that level was."""
+    if config["invert_sigmas"]:
+        raise ValueError("invert_sigmas must be off: a model that counts time from data to noise has no counterpart")
+    if (mu is None) == bool(config["use_dynamic_shifting"]):
+        raise ValueError(f"mu must be given if use_dynamic_shifting is on, and only then, got {mu!r}")
+    T, shift = config["num_train_timesteps"], config["shift"]
+    lowest = 1 / T
+    if not config["use_dynamic_shifting"]:
+        lowest = shift * lowest / (1 + (shift - 1) * lowest)
+    sigmas = np.linspace(1.0, lowest, n)
+    if mu is not None:  # Esser et al. 2024, Eq. 23
+        shift = math.exp(mu) if config["time_shift_type"] == "exponential" else mu
+    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    sigmas = _stretched(sigmas, config["shift_terminal"])
+    kind = kind_of(config)
+    if kind is not None:
+        sigmas = spaced_sigmas(kind, n, float(sigmas[-1]), float(sigmas[0]))
+    return np.append(sigmas, 0.0), sigmas * T
 
 
 def edm_grid(config: Config, n: int) -> Grid:

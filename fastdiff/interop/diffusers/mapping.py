@@ -53,7 +53,8 @@ def sampler_options(scheduler: Any, steps: int, class_name: str | None = None, *
         steps: num_inference_steps.
         class_name: of a config without a `_class_name`.
         step: keyword arguments of the scheduler's step: eta and use_clipped_model_output (DDIM); s_churn, s_tmin,
-            s_tmax and s_noise (Euler, EDM Euler); order (LMS).
+            s_tmax and s_noise (Euler, EDM Euler); s_noise (DPMSolverSDE); order (LMS). And mu of set_timesteps
+            (FlowMatchEuler with use_dynamic_shifting).
 
     Returns:
         process, prediction, solver, steps, clip_denoised, thresholding and the solver's own options.
@@ -63,7 +64,8 @@ def sampler_options(scheduler: Any, steps: int, class_name: str | None = None, *
             error, and has no meaning, is refused with the reason.
     """
     config = read_config(scheduler, class_name)
-    options: Options = {"process": process_of(config), "steps": check_count("steps", steps)}
+    mu = float(step.pop("mu")) if "mu" in step and config.scheduler.startswith("FlowMatch") else None
+    options: Options = {"process": process_of(config, mu), "steps": check_count("steps", steps)}
     options["prediction"] = _prediction(config)
     if config.get("thresholding") and config.get("predict_x0", True):  # UniPC's noise prediction leaves it out
         options["thresholding"] = DynamicThresholding(config["dynamic_thresholding_ratio"], config["sample_max_value"])
@@ -83,6 +85,8 @@ def _prediction(config: Config) -> str | Prediction:
         return "v"  # its output is combined as a v-prediction's, whatever the network was trained for
     if config.scheduler == "ScoreSdeVeScheduler":
         return "score"
+    if config.scheduler.startswith("FlowMatch"):
+        return "flow"
     return PREDICTIONS[check_choice("prediction_type", config["prediction_type"], PREDICTIONS)]
 
 
@@ -180,6 +184,14 @@ def _lms(config: Config, options: Options, step: Options) -> Options:
     return {"solver": "lms", "order": check_count("order", step.pop("order", 4))}
 
 
+def _flow_match(config: Config, options: Options, step: Options) -> Options:
+    return {"solver": rules.renoised if config["stochastic_sampling"] else "ddim"}  # Euler's method on the flow
+
+
+def _dpm_sde(config: Config, options: Options, step: Options) -> Options:
+    return {"solver": "dpmpp_sde", "noise": "brownian", "S_noise": float(step.pop("s_noise", 1.0))}
+
+
 def _score_sde_ve(config: Config, options: Options, step: Options) -> Options:
     return {
         "solver": "predictor_corrector",
@@ -211,5 +223,7 @@ SOLVERS: dict[str, Callable[[Config, Options, Options], Options]] = {
     "DEISMultistepScheduler": _deis,
     "EDMEulerScheduler": _euler,
     "EDMDPMSolverMultistepScheduler": _multistep,
+    "DPMSolverSDEScheduler": _dpm_sde,
+    "FlowMatchEulerDiscreteScheduler": _flow_match,
     "ScoreSdeVeScheduler": _score_sde_ve,
 }

@@ -12,7 +12,7 @@ from ...process import CLEAN, VP, Array, Level, Levels, Process
 from ...sde import VESDE
 from ...spacing import spaced_timesteps, time_at_sigma
 from .configs import Config
-from .grids import SMALLEST_ABAR, betas_of, dpm_grid, edm_grid, ipndm_levels, sigma_grid
+from .grids import SMALLEST_ABAR, betas_of, dpm_grid, edm_grid, flow_match_grid, ipndm_levels, sigma_grid
 
 CHAINS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 DPM = (
@@ -51,9 +51,11 @@ class SchedulerProcess(Process):
         alphas_cumprod: [T] of a scheduler with betas.
     """
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, mu: float | None = None):
+        """mu: of a flow whose shift depends on the image (set_timesteps(mu=...))."""
+        self.config, self._mu = config, mu
         self.integer_time = config.scheduler in DPM
+        self.flow = bool(config.get("use_flow_sigmas")) or config.scheduler.startswith("FlowMatch")
         if "beta_schedule" in config:
             self.alphas_cumprod: Array = np.cumprod(1 - betas_of(config), dtype=np.float64)
             if config.get("rescale_betas_zero_snr"):
@@ -79,6 +81,8 @@ class SchedulerProcess(Process):
             return Levels([*map(Level, alphas.tolist(), sigmas.tolist(), times.tolist())], self)
         if name.startswith("EDM"):
             sigmas, times = edm_grid(config, n)
+        elif name.startswith("FlowMatch"):
+            sigmas, times = flow_match_grid(config, n, self._mu)
         else:
             sigmas, times = (dpm_grid if name in DPM else sigma_grid)(config, self.table, n)
         noisy = [self._level(float(s), float(t)) for s, t in zip(sigmas, times)]
@@ -93,7 +97,7 @@ class SchedulerProcess(Process):
             return CLEAN
         if self.config.scheduler.startswith("EDM"):
             return Level(1.0, sigma, sigma)
-        if self.config.get("use_flow_sigmas"):
+        if self.flow:
             return Level(1 - sigma, sigma, time)
         alpha = 1 / math.sqrt(sigma**2 + 1)
         return Level(alpha, sigma * alpha, time)
@@ -105,9 +109,9 @@ class SchedulerProcess(Process):
     def level_at_sigma(self, sigma_ve: float) -> Level:
         if self.config.scheduler.startswith("EDM"):
             return self._level(sigma_ve, sigma_ve)
-        if self.config.get("use_flow_sigmas"):
+        if self.flow:
             sigma = sigma_ve / (1 + sigma_ve)
-            return self._level(sigma, math.floor(sigma * self.T))
+            return self._level(sigma, float(math.floor(sigma * self.T)) if self.integer_time else sigma * self.T)
         time = float(time_at_sigma(sigma_ve, self.table))
         return self._level(sigma_ve, round(time) if self.integer_time else time)
 
@@ -116,7 +120,8 @@ class SchedulerProcess(Process):
         config = self.config
         if config.scheduler.startswith("EDM"):
             return math.sqrt(config["sigma_max"] ** 2 + 1)
-        if self.integer_time or config.scheduler == "IPNDMScheduler" or config["timestep_spacing"] == "leading":
+        scaled = self.integer_time or self.flow or config.scheduler == "IPNDMScheduler"
+        if scaled or config["timestep_spacing"] == "leading":
             return 1.0
         return first.sigma
 
@@ -126,10 +131,10 @@ def _own_schedule(schedule: object, options: object) -> None:
         raise ValueError("schedule and its options must be left out: the scheduler's configuration has its own")
 
 
-def process_of(config: Config) -> Process:
+def process_of(config: Config, mu: float | None = None) -> Process:
     """The process of a scheduler's configuration."""
     if config.scheduler == "ScoreSdeVeScheduler":
         process = SDEProcess(VESDE(config["sigma_min"], config["sigma_max"]))
         process.last = config["sampling_eps"]
         return process
-    return ChainProcess(config) if config.scheduler in CHAINS else SchedulerProcess(config)
+    return ChainProcess(config) if config.scheduler in CHAINS else SchedulerProcess(config, mu)

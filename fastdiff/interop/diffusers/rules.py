@@ -113,3 +113,13 @@ def euler(
             denoise.last_x0 = x0
         x = following.alpha * (u_hat + (t - s_hat) * (u_hat - x0) / s_hat)
         yield x
+
+
+def renoised(denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., State]) -> Iterator[State]:
+    """FlowMatchEulerDiscreteScheduler.step with stochastic_sampling: the predicted x_0, noised anew to the next level
+    (Song et al. 2023, consistency models, Algorithm 1)."""
+    for level, following in pairwise(levels):
+        x = following.alpha * _evaluate(denoise, x, level).x0
+        if following.sigma > 0:
+            x = x + following.sigma * noise()
+        yield x
