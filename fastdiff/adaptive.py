@@ -15,10 +15,11 @@ from torch import Tensor
 from .compiler import compile_plan
 from .denoiser import Denoiser, State
 from .errors import check_choice, check_finite, check_positive
-from .executor import Executor, Request
+from .executor import Executor
 from .exposure.schedules import epsilon_scales
 from .process import Level
 from .readable import sample_of, start_state, tensor_engine
+from .request import Request
 from .solvers.ancestral import split
 from .solvers.dpm_fast import noisy_ends
 from .solvers.dpmpp_sde import lowered

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .arguments import check_noise, check_state, conditioning
 from .errors import check_count, check_finite
-from .executor import Request
 from .inpainting import log_outside
 from .random import seed_tensor
+from .request import Request
 from .solvers import Driver, ddim_inversion, name_of
 
 if TYPE_CHECKING:

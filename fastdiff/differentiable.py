@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .executor import Callbacks, Executor, Request, TermCalls, Walk
+from .executor import Executor
 from .ops import native
 from .ops.reference_ops import DTYPES
-from .plan import Launch
 from .readable import run_on_tensors
+from .request import Callbacks, Request, TermCalls
 from .solvers import Driver, name_of
+from .walk import Walk
 
 if TYPE_CHECKING:
     from .sampler import Sampler
@@ -67,13 +68,12 @@ def walk(executor: Executor, request: Request) -> Walk:
 class DifferentiableWalk(Walk):
     """A run whose launches autograd knows; nothing is written in place."""
 
-    def _combine(self, launch: Launch, inputs: list[Tensor], table: Tensor, rows: Any, variance: Any) -> list[Tensor]:
+    def _combine(self, launch, inputs, table, rows, variance, dtypes):  # type: ignore[no-untyped-def]
         if not inputs:  # noise alone
-            return super()._combine(launch, inputs, table, rows, variance)
-        codes = [_CODES[dtype] for dtype in self._dtypes(launch)]
+            return super()._combine(launch, inputs, table, rows, variance, dtypes)
         combine = native.operation("combine", self._executor.backend)
         seeds = self._seeds if launch.draws else None
-        return combine(inputs, table, rows, seeds, launch.draws, variance, launch.clip, codes)
+        return combine(inputs, table, rows, seeds, launch.draws, variance, launch.clip, [_CODES[d] for d in dtypes])
 
 
 def recomputing(request: Request) -> Request:

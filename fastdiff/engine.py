@@ -141,7 +141,7 @@ def split_variance(output: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor
     """
     if not isinstance(output, Tensor):
         raise TypeError(f"model must return a tensor, got {type(output).__name__}")
-    if output.shape == torch.Size(shape):
+    if output.shape == tuple(shape):
         return output, None
     if len(shape) > 1 and output.shape == torch.Size((shape[0], 2 * shape[1], *shape[2:])):
         return output[:, : shape[1]], output[:, shape[1] :]

@@ -20,9 +20,10 @@ from .compiler import compile_plan
 from .course import Kind, course
 from .differentiable import recomputing, walk
 from .errors import check_count
-from .executor import Executor, Request
+from .executor import Executor
 from .process import Level
 from .pruning import carries, pruned
+from .request import Request
 from .solvers import Driver, name_of
 from .symbols import Atom, Chosen, Combination, Draw, Point, Scaled
 from .trace import Recorder, Report

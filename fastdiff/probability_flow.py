@@ -13,10 +13,10 @@ from .adaptive import check_driven, check_own_steps
 from .continuous import Flow, SDEProcess
 from .denoiser import Denoiser
 from .errors import check_choice, check_positive
-from .executor import Request
 from .odes import ADAPTIVE, solve
 from .process import Level
 from .readable import start_state, tensor_engine
+from .request import Request
 from .solvers.registry import Driver, register
 
 if TYPE_CHECKING:

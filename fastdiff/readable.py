@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from . import ops
 from .course import Kind, course
 from .engine import TensorEngine
-from .executor import Request
 from .process import Level
+from .request import Request
 from .symbols import NotLinearError
 from .trace import Choose, Report
 

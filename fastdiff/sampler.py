@@ -29,7 +29,7 @@ from .denoiser import Denoiser
 from .differentiable import run_differentiably
 from .encoding import encode
 from .errors import check_choice, check_count, check_finite
-from .executor import Executor, Request
+from .executor import Executor
 from .exposure.schedules import LinearScale, as_scale, epsilon_scales
 from .graphs import GraphCache, GraphStats
 from .graphs.buckets import bucket_of, bucket_sizes, filled
@@ -40,6 +40,7 @@ from .prediction import Prediction, get_prediction
 from .process import Level, Levels, Process, get_process
 from .readable import nothing_yielded, run_on_tensors
 from .reporting import Progress, StepInfo, blame
+from .request import Request
 from .solvers import SOLVERS, Driver, Solver, check_options, ddim_inversion, ddpm, get_solver, name_of
 from .thresholding import DynamicThresholding, compose, get_thresholding
 from .trace import Recorder, Trace

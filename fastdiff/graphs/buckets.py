@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import check_count
-from ..executor import Request
+from ..request import Request
 
 AUTO = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
 """Above 16 at most a third of a batch is filling."""

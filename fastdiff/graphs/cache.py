@@ -11,8 +11,9 @@ from weakref import WeakSet, finalize
 from torch import Tensor
 
 from ..errors import warn
-from ..executor import Executor, Request
+from ..executor import Executor
 from ..plan import Same
+from ..request import Request
 from .captured import CapturedRun, CaptureError
 from .device import GraphDevice, exclusive, graph_device, is_captured, is_running
 from .key import flags, layout, weights

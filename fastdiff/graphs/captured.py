@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..executor import Executor, Request, Walk
+from ..executor import Executor
 from ..plan import Call
 from ..process import Level
+from ..request import Request
 from ..trace import Report
+from ..walk import Walk
 from .device import Graph, GraphDevice
 from .key import flatten
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..executor import Request
+    from ..request import Request
     from ..sampler import Sampler
 
 Solver = Callable[..., Iterator[Any]]
