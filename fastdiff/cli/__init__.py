@@ -19,6 +19,7 @@ _COMMANDS = {  # name: (module, one line for --help)
     "nll": ("fastdiff.cli.nll", "Likelihood of data under a model, in bits per dimension."),
     "presets": ("fastdiff.cli.presets", "List published settings with their sources and FID."),
     "sample": ("fastdiff.cli.sample", "Draw samples and save them as a grid and an array."),
+    "solvers": ("fastdiff.cli.solvers", "List the solvers with their orders and sources."),
     "sweep": ("fastdiff.cli.sweep", "Compare samplers over a grid of settings, resumably."),
     "train": ("fastdiff.cli.train", "Train a diffusion model from a configuration file."),
     "train-discriminator": ("fastdiff.cli.train_discriminator", "Train a discriminator for discriminator guidance."),
