@@ -7,7 +7,7 @@ import torch
 
 from fastdiff import VP, Sampler
 from fastdiff.ncsn import NCSN
-from tests.solvers.closed_form import Run, moments
+from tests.solvers.linear import sample_moments
 from tests.tolerances import CLOSED_FORM, SMALL_SIGMA
 
 SIGMAS = [2.0, 0.7, 0.2]
@@ -50,7 +50,7 @@ def test_it_samples_the_data():
         of_gaussian(process), process=process, prediction="score", solver="ald",
         step_size=0.1 * 0.05**2, dtype=torch.float64,
     )  # fmt: skip
-    mean, std = moments(Run(made, made.levels.steps), 0.0, 5.0)
+    mean, std = sample_moments(made, 0.0, 5.0)
     assert mean == pytest.approx(0.3, abs=0.01)
     assert std == pytest.approx(0.5, rel=0.1)
 

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from fastdiff import EDM, Sampler
 from fastdiff.energy import EnergyScore, OneLevel
 from fastdiff.solvers.langevin import Metropolis
-from tests.solvers.closed_form import Run, moments
+from tests.solvers.linear import sample_moments
 from tests.tolerances import SMALL_SIGMA
 
 LEVEL = {"process": OneLevel(), "prediction": "score", "dtype": torch.float64}
@@ -26,7 +26,7 @@ def test_langevin_on_a_gaussian_is_the_autoregression_it_must_be():
     """x' = (1 - e / v) x + sqrt(2 e) z for N(0, v)."""
     v, e, steps = 0.5, 0.1, 30
     made = Sampler(lambda x, t: -x / v, solver="langevin", step_size=e, steps=steps, **LEVEL)
-    mean, std = moments(Run(made, steps), 2.0, 0.3)
+    mean, std = sample_moments(made, 2.0, 0.3)
     carry = 1 - e / v
     assert mean == pytest.approx(2.0 * carry**steps)
     assert std**2 == pytest.approx(carry ** (2 * steps) * 0.09 + 2 * e * (1 - carry ** (2 * steps)) / (1 - carry**2))
@@ -42,7 +42,7 @@ def test_langevin_keeps_a_diffusion_model_s_level():
         steps=9,
         dtype=torch.float64,
     )
-    _, std = moments(Run(made, 9), 0.0, 2.0)
+    _, std = sample_moments(made, 0.0, 2.0)
     assert std**2 == pytest.approx(0.9**18 * 4 + (1 - 0.9**18) / (1 - 0.9**2))
 
 

@@ -14,7 +14,7 @@ from fastdiff.continuous import Flow, SDEProcess
 from fastdiff.sde import VESDE, VPSDE, subVPSDE
 from fastdiff.solvers.langevin import snr_step, snr_step_of_batch
 from fastdiff.solvers.predictor_corrector import PREDICTORS, Exact, Tabled
-from tests.solvers.closed_form import Run, moments
+from tests.solvers.linear import sample_moments
 from tests.tolerances import SMALL_SIGMA
 
 F64 = {"dtype": torch.float64, "solver": "predictor_corrector"}
@@ -40,7 +40,7 @@ def sampler(name, **options):
 
 def final_moments(made):
     """Exact mean and standard deviation of the samples of a run from noised data."""
-    return moments(Run(made, made.levels.steps), MEAN, math.hypot(STD, made.levels[0].sigma_ve))
+    return sample_moments(made, MEAN, math.hypot(STD, made.levels[0].sigma_ve))
 
 
 REFUSED = {("ancestral_sampling", "levels", True), ("ancestral_sampling", "score_sde", True)}
