@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .brownian import CELLS, FIRST_DRAW
+from .brownian import DRAWS, FIRST_DRAW
 from .plan import Call, Launch, Plan
 from .trace import Apply, Choose, Evaluate, Measure, Report
 
@@ -50,7 +50,7 @@ def describe(plan: Plan, state_bytes: int = 4) -> str:
 
 def _drawn(draws: Sequence[int]) -> str:
     """Draws by their numbers; those of a Brownian path by how many there are."""
-    path = [k for k in draws if FIRST_DRAW <= k < FIRST_DRAW + CELLS]
+    path = [k for k in draws if FIRST_DRAW <= k < FIRST_DRAW + DRAWS]
     named = [f"z{k}" for k in draws if k not in path]
     return ", ".join(named + [f"W ({len(path)})"] * bool(path))
 

@@ -87,8 +87,8 @@ FLOAT32_LOG_PROB = 2e-3
 """Log-probabilities of steps with a network and states in float32 against float64, relative to the largest: the last
 steps are narrow beside the rounding of their means."""
 
-# Weights of a Brownian increment: they come of a few dozen operations on lengths of intervals.
-BROWNIAN_WEIGHTS = 1e-12
+BROWNIAN_WEIGHTS = 1e-10
+"""Weights of a Brownian increment: log2 of a level says where it is to 1e-11 of the tree's cells."""
 
 ORDER = 0.25
 """An order of convergence measured by one doubling of the steps, tests/solvers/test_order.py; neighbours are 1 apart."""
