@@ -55,6 +55,8 @@ class _Compiler:
         self.slots: dict[Atom, int] = {}
         self.birth: dict[Atom, int] = {}
         self.order = {atom: i for i, atom in enumerate(trace.atoms)}
+        reports = np.cumsum([isinstance(event, Report) for event in trace.events]).tolist()
+        self.number = [i - before for i, before in enumerate(reports)]  # of events, an observer's left out
         self.event_gap: list[int] = []
 
     # -- which gap can make what ------------------------------------------------------------------------------------
@@ -298,7 +300,8 @@ class _Compiler:
         """Sums run in the order in which tensors come to be, whatever else a launch writes: observed runs have the bits
         of others, and plans that differ in numbers one structure."""
         if isinstance(atom, Buffer):
-            return self.birth.get(atom, len(self.trace.events) + 1), atom.event  # a partial sum is the last
+            number = self.number[atom.event] if atom.event >= 0 else -1
+            return self.birth.get(atom, len(self.trace.events) + 1), number  # a partial sum is the last
         return self.birth[atom], self.order[atom]
 
     def _inner(self, atom: Clip | Scaled) -> dict[Atom, Number]:

@@ -76,6 +76,13 @@ def test_the_plan_is_the_solver_s_own_lines(name, bend, route):
 
 
 @pytest.mark.parametrize("name", PLANNED)
+def test_observing_changes_no_bit(name):
+    start = {"x_init": START} if name == "ddim_inversion" else {}
+    sampler = short_run(name)
+    assert torch.equal(sampler((3, 5), seeds=5, **start), sampler((3, 5), seeds=5, return_trajectory=True, **start)[0])
+
+
+@pytest.mark.parametrize("name", PLANNED)
 def test_one_step_is_finite_or_refused(name):
     """Official codes' grids of one step are 0 / 0."""
     start = {"x_init": START} if name == "ddim_inversion" else {}
