@@ -67,9 +67,6 @@ SWISS_ROLL_DISTANCE = 0.12
 """Sliced Wasserstein-2 distance to unseen points, in standard deviations of the data, of as many samples (2000) of
 examples/swiss_roll.py after 400 iterations. Other data are at 0.03, a Gaussian at 0.22; 3000 iterations reach 0.02."""
 
-DIFFUSERS_FLOAT32 = 2e-3
-"""Samples in float64 against diffusers' own float32 run, whose times by interpolation in log sigma round most."""
-
 NUMERICAL_DERIVATIVE = 1e-6
 """A derivative in closed form against a central difference in float64, relative."""
 
