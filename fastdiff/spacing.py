@@ -1,5 +1,5 @@
 """Which times of a discrete process a run visits, and the times of noise levels between its steps: all the spacings of
-diffusers with their off-by-ones. Everything is float64 NumPy on the host; times count from 0, the cleanest.
+diffusers with their off-by-ones. Everything is NumPy on the host; times count from 0, the cleanest.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import check_choice, check_count
 
-Array = NDArray[np.float64]
-
 SPACINGS = ("leading", "linspace", "trailing")
 
 
 def spaced_timesteps(
     T: int, n: int, spacing: str = "leading", offset: int = 0, *, extra: bool = False, rounded: bool = True
-) -> Array:
+) -> NDArray[Any]:
     """`n` of the times 0 .. T - 1, noisiest first (Lin et al. 2024, "Common diffusion noise schedules and sample steps
     are flawed", Table 2).
 
@@ -33,23 +31,24 @@ def spaced_timesteps(
         rounded: False keeps the fractions of linspace (Euler, Heun, LMS, KDPM2).
 
     Returns:
-        [n] decreasing times.
+        [n] decreasing times: int64 (for `Sampler(timesteps=...)` with a VP), or float64 with fractions.
     """
     check_choice("spacing", spacing, SPACINGS)
     points = check_count("n", n) + extra
-    if points > check_count("T", T):
-        raise ValueError(f"n must be at most {T - extra} of the T={T} times, got {n}")
+    limit = check_count("T", T) - (extra if spacing == "leading" else 0)
+    if n > limit:
+        raise ValueError(f"n must be at most {limit} for {spacing} times of T={T}, got {n}")
     if spacing == "trailing":
-        return np.arange(T, 0, -T / n, dtype=np.float64)[:n].round() - 1.0
-    if spacing == "leading":
-        times = np.arange(points) * (T // points) + float(check_count("offset", offset, 0))
+        times = np.arange(T, 0, -T / n, dtype=np.float64)[:n].round() - 1.0
+    elif spacing == "leading":
+        times = (np.arange(points) * (T // points) + check_count("offset", offset, 0))[::-1][:n]
     else:
-        times = np.linspace(0, T - 1, points)
-        times = times.round() if rounded else times
-    times = times[::-1][:n]
+        times = np.linspace(0, T - 1, points)[::-1][:n]
+        if not rounded:
+            return times
     if times[0] > T - 1:
         raise ValueError(f"offset must leave the times below T={T}, got {offset} for {n} leading times")
-    return np.asarray(times, dtype=np.float64)
+    return times.round().astype(np.int64)
 
 
 def time_at_sigma(sigma: ArrayLike, table: ArrayLike) -> NDArray[Any]:

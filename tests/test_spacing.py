@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import fastdiff
 from fastdiff.interpolating import InterpolatingVP
 from fastdiff.schedules import align_your_steps, betas, karras
 from fastdiff.spacing import SPACINGS, spaced_timesteps, time_at_sigma
@@ -33,9 +34,20 @@ def test_one_more_time_is_left_out_at_the_clean_end():
     assert spaced_timesteps(10, 3, "linspace", rounded=False)[1] == 4.5
 
 
+def test_a_vp_sampler_takes_them():
+    options = {"process": "vp", "prediction": "eps", "solver": "ddim", "shape": (2,)}
+    sampler = fastdiff.Sampler(lambda x, t: x, timesteps=spaced_timesteps(1000, 5, "trailing"), **options)
+    assert [level.time for level in sampler.levels[:-1]] == [999, 799, 599, 399, 199]
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
-    [((10, 11), "n"), ((10, 0), "n"), ((10, 5, "even"), "spacing"), ((10, 5, "leading", 2), "offset")],
+    [
+        ((10, 11), "n must be at most 10"),
+        ((10, 0), "n"),
+        ((10, 5, "even"), "spacing"),
+        ((10, 5, "leading", 2), "offset"),
+    ],
 )
 def test_refusals(arguments, name):
     with pytest.raises(ValueError, match=name):
