@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,6 +71,7 @@ def test_a_scheduler_object_and_a_name():
         (({"_class_name": "LCMScheduler"}, 5), {}, ValueError, "scheduler must be one of"),
         ((3, 5), {}, TypeError, "scheduler"),
         (({"beta_schedul": "linear"}, 5, "DDIMScheduler"), {}, ValueError, "beta_schedul"),
+        (({"trained_betas": [0.1, 0.2]}, 5, "DDIMScheduler"), {}, ValueError, "trained_betas"),
         (({"beta_schedule": "cubic"}, 5, "DDIMScheduler"), {}, ValueError, "beta_schedule"),
         (({"timestep_spacing": "even"}, 5, "DDIMScheduler"), {}, ValueError, "spacing"),
         (({}, 0, "DDIMScheduler"), {}, ValueError, "steps"),
@@ -101,8 +103,13 @@ def test_the_configuration_has_its_own_levels():
     for other in ({"schedule": "karras"}, {"sigmas": [3.0, 1.0, 0.0]}):
         with pytest.raises(ValueError, match="left out"):
             fastdiff.Sampler(network, shape=(3, 4, 4), **{**options, **other, "steps": None})
-    sampled = fastdiff.Sampler(network, shape=(3, 4, 4), **options)
-    assert sampled.plan(steps=7).evaluations == 7  # another number of steps has levels of its own
+    with pytest.raises(ValueError, match="ask it again"):
+        fastdiff.Sampler(network, shape=(3, 4, 4), **options).plan(steps=7)
+
+
+def test_a_copy_samples_the_same():
+    sampled = sampler("EulerDiscreteScheduler", 5, {"s_churn": 1.0}, use_karras_sigmas=True)
+    assert torch.equal(pickle.loads(pickle.dumps(sampled))(2, seeds=1), sampled(2, seeds=1))
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -200,7 +207,7 @@ def test_the_start_has_the_schedulers_own_scale():
     """init_noise_sigma: the largest level, or with leading times the square root of 1 + its square."""
     for spacing, wanted in (("linspace", lambda s: s), ("leading", lambda s: math.hypot(s, 1))):
         process = sampler_options({"timestep_spacing": spacing}, 5, "EulerDiscreteScheduler")["process"]
-        first = process.levels(5)[0]
+        first = process.levels()[0]
         assert process.prior_std(first) / first.alpha == pytest.approx(wanted(first.sigma_ve))
 
 

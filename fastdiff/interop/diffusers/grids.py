@@ -30,6 +30,8 @@ def betas_of(config: Config) -> Array:
     name = config["beta_schedule"]
     if config["trained_betas"] is not None:
         betas = np.array(config["trained_betas"], dtype=np.float64)
+        if betas.shape != (T,):
+            raise ValueError(f"trained_betas must be num_train_timesteps={T} numbers, got shape {list(betas.shape)}")
     elif name in ("linear", "sigmoid"):
         betas = schedules.betas(name, T, lo, hi)
     elif name == "scaled_linear":

@@ -65,7 +65,7 @@ def sampler_options(scheduler: Any, steps: int, class_name: str | None = None, *
     """
     config = read_config(scheduler, class_name)
     mu = float(step.pop("mu")) if "mu" in step and config.scheduler.startswith("FlowMatch") else None
-    options: Options = {"process": process_of(config, mu), "steps": check_count("steps", steps)}
+    options: Options = {"process": process_of(config, steps, mu), "steps": check_count("steps", steps)}
     options["prediction"] = _prediction(config)
     if config.get("thresholding") and config.get("predict_x0", True):  # UniPC's noise prediction leaves it out
         options["thresholding"] = DynamicThresholding(config["dynamic_thresholding_ratio"], config["sample_max_value"])
@@ -96,7 +96,7 @@ def _euler(config: Config, options: Options, step: Options) -> Options:
         return {"solver": "euler"}
     if config.get("interpolation_type") == "log_linear" and kind_of(config) is None:
         # Its array of levels has one more than are used, and churn is divided by their number.
-        given["S_churn"] *= options["process"].levels(options["steps"]).steps / (options["steps"] + 1)
+        given["S_churn"] *= options["process"].levels().steps / (options["steps"] + 1)
     return {"solver": rules.euler, **given}
 
 

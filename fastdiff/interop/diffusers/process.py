@@ -1,4 +1,7 @@
-"""A scheduler of diffusers as a process: its levels for any number of steps, and the levels of its times."""
+"""A scheduler of diffusers as a process: the levels that its set_timesteps visits, and those between them.
+
+A process is made for one number of steps: solvers are told things that depend on it (a stride, a lower order).
+"""
 
 from __future__ import annotations
 
@@ -24,25 +27,27 @@ DPM = (
 
 
 class ChainProcess(VP):
-    """The process of DDIM, DDPM and PNDM: whole times, whose alpha_bar is looked up. `levels(n)` are those that the
-    scheduler's set_timesteps(n) visits, and where it ends: clean data, or step 0 again (set_alpha_to_one=False).
+    """The process of DDIM, DDPM and PNDM: whole times, whose alpha_bar is looked up. Its levels end at clean data, or
+    at step 0 again (set_alpha_to_one=False).
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, steps: int):
         super().__init__(betas_of(config))
-        self.config = config
+        self.config, self._steps = config, check_count("steps", steps)
         self.last = CLEAN if config.get("set_alpha_to_one", True) else self.level(0)
 
     def levels(self, steps=None, schedule=None, **options):  # type: ignore[no-untyped-def]
-        """The levels of a run: `steps` is the scheduler's num_inference_steps."""
-        _own_schedule(schedule, options)
-        n, config = check_count("steps", steps), self.config
+        """The levels of a run of the number of steps that this was made for."""
+        n, config = _own_steps(self._steps, steps, schedule, options), self.config
         times = spaced_timesteps(self.T, n, config["timestep_spacing"], config["steps_offset"])
         return Levels([*(self.level(t) for t in times), self.last], self)
 
+    def levels_at(self, values):  # type: ignore[no-untyped-def]
+        raise _own_levels()
+
 
 class SchedulerProcess(Process):
-    """The process of a scheduler of noise levels; `levels(n)` are those that its set_timesteps(n) visits.
+    """The process of a scheduler of noise levels.
 
     States are variance preserving, x = alpha x_0 + sigma z, where a scheduler works in sigma space (Euler, Heun, LMS,
     KDPM2): its own state is x / alpha. A last level that is not clean has alpha = 1 there, so that samples are equal.
@@ -51,9 +56,9 @@ class SchedulerProcess(Process):
         alphas_cumprod: [T] of a scheduler with betas.
     """
 
-    def __init__(self, config: Config, mu: float | None = None):
+    def __init__(self, config: Config, steps: int, mu: float | None = None):
         """mu: of a flow whose shift depends on the image (set_timesteps(mu=...))."""
-        self.config, self._mu = config, mu
+        self.config, self._steps, self._mu = config, check_count("steps", steps), mu
         self.integer_time = config.scheduler in DPM
         self.flow = bool(config.get("use_flow_sigmas")) or config.scheduler.startswith("FlowMatch")
         if "beta_schedule" in config:
@@ -72,9 +77,8 @@ class SchedulerProcess(Process):
         return np.asarray(np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod), dtype=np.float64)
 
     def levels(self, steps=None, schedule=None, **options):  # type: ignore[no-untyped-def]
-        """The levels of a run: `steps` is the scheduler's num_inference_steps."""
-        _own_schedule(schedule, options)
-        n, name, config = check_count("steps", steps), self.config.scheduler, self.config
+        """The levels of a run of the number of steps that this was made for."""
+        n, name, config = _own_steps(self._steps, steps, schedule, options), self.config.scheduler, self.config
         if name == "IPNDMScheduler":
             sigmas, alphas = ipndm_levels(n)
             times = np.arctan2(sigmas, alphas) / math.pi * 2
@@ -89,7 +93,7 @@ class SchedulerProcess(Process):
         return Levels([*noisy, self._last(float(sigmas[-1]))], self)
 
     def levels_at(self, values):  # type: ignore[no-untyped-def]
-        raise ValueError("sigmas and timesteps must be left out: the scheduler's configuration gives the levels")
+        raise _own_levels()
 
     def _level(self, sigma: float, time: float) -> Level:
         """The level of a noise as the scheduler knows it, told `time`."""
@@ -126,15 +130,22 @@ class SchedulerProcess(Process):
         return first.sigma
 
 
-def _own_schedule(schedule: object, options: object) -> None:
+def _own_steps(own: int, steps: object, schedule: object, options: object) -> int:
     if schedule is not None or options:
         raise ValueError("schedule and its options must be left out: the scheduler's configuration has its own")
+    if steps is not None and steps != own:
+        raise ValueError(f"steps must be {own}, for which sampler_options was asked, got {steps!r}; ask it again")
+    return own
 
 
-def process_of(config: Config, mu: float | None = None) -> Process:
-    """The process of a scheduler's configuration."""
+def _own_levels() -> ValueError:
+    return ValueError("sigmas and timesteps must be left out: the scheduler's configuration gives the levels")
+
+
+def process_of(config: Config, steps: int, mu: float | None = None) -> Process:
+    """The process of a scheduler's configuration, for a number of steps."""
     if config.scheduler == "ScoreSdeVeScheduler":
         process = SDEProcess(VESDE(config["sigma_min"], config["sigma_max"]))
         process.last = config["sampling_eps"]
         return process
-    return ChainProcess(config) if config.scheduler in CHAINS else SchedulerProcess(config, mu)
+    return ChainProcess(config, steps) if config.scheduler in CHAINS else SchedulerProcess(config, steps, mu)

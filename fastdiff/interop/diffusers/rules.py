@@ -9,11 +9,11 @@ from itertools import pairwise
 from ...denoiser import Denoiser, Evaluation, State
 from ...errors import check_choice
 from ...prediction import V
-from ...process import VP, Levels
+from ...process import VP, Level, Levels
 from ...solvers.euler import churn
 
 
-def _evaluate(denoise: Denoiser, x: State, level) -> Evaluation:  # type: ignore[no-untyped-def]
+def _evaluate(denoise: Denoiser, x: State, level: Level) -> Evaluation:
     """One evaluation, for rules that have no mean to move."""
     evaluation = denoise.evaluate(x, level)
     if evaluation.pushes:
