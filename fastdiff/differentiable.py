@@ -68,12 +68,14 @@ def walk(executor: Executor, request: Request) -> Walk:
 class DifferentiableWalk(Walk):
     """A run whose launches autograd knows; nothing is written in place."""
 
-    def _combine(self, launch, inputs, table, rows, variance, dtypes):  # type: ignore[no-untyped-def]
+    def _combine(self, launch, inputs, table, rows, variance, like):  # type: ignore[no-untyped-def]
         if not inputs:  # noise alone
-            return super()._combine(launch, inputs, table, rows, variance, dtypes)
+            return super()._combine(launch, inputs, table, rows, variance, like)
         combine = native.operation("combine", self._executor.backend)
         seeds = self._seeds if launch.draws else None
-        return combine(inputs, table, rows, seeds, launch.draws, variance, launch.clip, [_CODES[d] for d in dtypes])
+        return combine(
+            inputs, table, rows, seeds, launch.draws, variance, launch.clip, [_CODES[one.dtype] for one in like]
+        )
 
 
 def recomputing(request: Request) -> Request:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .ops import native
-from .plan import Call, Launch, Plan
+from .ops.reference_ops import DTYPES
+from .plan import Call, Plan
 from .request import Request
 from .symbols import each
 from .trace import Evaluate, Event
@@ -75,7 +76,7 @@ class Executor:
         self.combine = native.operation("combine_out", backend)
         self.sum_squares = native.operation("sum_squares", backend)
         self.places = self._lay_out()
-        self.dtypes = [self._written(launch) for launch in plan.launches]
+        self._like: dict[torch.Size, list[list[Tensor]]] = {}
         # A launch that cancels large terms (a long step at a tiny sigma, the noisiest cosine steps) computes in
         # float64, beside a float32 state too.
         wide = dtype == torch.float64
@@ -96,9 +97,17 @@ class Executor:
                 places[event].append(slice(begin, ends[kind]))
         return places
 
-    def _written(self, launch: Launch) -> list[torch.dtype]:
-        """The dtypes of a launch's outputs."""
-        return [self.network_dtype if o.for_network else o.dtype or self.dtype for o in launch.outputs]
+    def like(self, shape: torch.Size) -> list[list[Tensor]]:
+        """For the outputs of every launch a tensor without memory that has their shape, dtype and device: new tensors
+        are made from one in a third of the time."""
+        if shape not in self._like:
+            kinds = [
+                [self.network_dtype if o.for_network else o.dtype or self.dtype for o in launch.outputs]
+                for launch in self.plan.launches
+            ]
+            one = {dtype: torch.empty((), dtype=dtype, device=self.device).expand(shape) for dtype in DTYPES.values()}
+            self._like = {shape: [[one[dtype] for dtype in dtypes] for dtypes in kinds]}
+        return self._like[shape]
 
     def _events(self) -> list[Event]:
         return [item.event for item in self.plan.items if isinstance(item, Call)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from .trace import Apply, Choose, Evaluate, Event, Guide, Measure, Report
 
 if TYPE_CHECKING:
     from .executor import Executor, Numbers
+
+
+_empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
 
 
 class Walk:
@@ -46,9 +49,8 @@ class Walk:
         self._slots: list[Any] = [None] * len(self._plan.names)
         for name, slot in self._plan.given.items():
             self._slots[slot] = given[name]
-        self._launches, self._numbers = zip(tables, executor.dtypes), numbers
+        self._launches, self._numbers = zip(tables, executor.like(shape)), numbers
         self._times, self._told = numbers.times.unbind(), numbers.told.unbind()
-        self._like: dict[torch.dtype, Tensor] = {}
         self._noise = deque(self._plan.noise)
         self._at = 0
 
@@ -99,7 +101,8 @@ class Walk:
         if self._noise:
             self._draw(launch)
         inputs = [slots[slot] for slot in launch.inputs]
-        (table, dtypes), rows = next(self._launches), None if launch.rows is None else slots[launch.rows]
+        table, like = next(self._launches)
+        rows = None if launch.rows is None else slots[launch.rows]
         if launch.measured:
             table, rows = _measured_rows(table, rows)
         if launch.squares:
@@ -107,8 +110,8 @@ class Walk:
             slots[launch.outputs[0].slot] = sums
             return
         variance = None if launch.variance is None else slots[launch.variance]
-        written = self._combine(launch, inputs, table, rows, variance, dtypes)
-        for output, tensor in zip(launch.outputs, written):
+        out = self._combine(launch, inputs, table, rows, variance, like)
+        for output, tensor in zip(launch.outputs, out):
             slots[output.slot] = tensor
 
     def _combine(
@@ -118,18 +121,12 @@ class Walk:
         table: Tensor,
         rows: Tensor | None,
         variance: Tensor | None,
-        dtypes: list[torch.dtype],
+        like: list[Tensor],
     ) -> list[Tensor]:
-        out = [self._new(dtype) for dtype in dtypes]
+        out = [_empty_like(one, memory_format=_CONTIGUOUS) for one in like]
         seeds = self._seeds if launch.draws else None
         self._executor.combine(inputs, table, rows, seeds, launch.draws, variance, launch.clip, out)
         return out
-
-    def _new(self, dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor of the state's shape: what is like another is made in a third of the time."""
-        if dtype not in self._like:
-            self._like[dtype] = torch.empty((), dtype=dtype, device=self._executor.device).expand(self._shape)
-        return torch.empty_like(self._like[dtype], memory_format=torch.contiguous_format)
 
     def _draw(self, launch: Launch) -> None:
         """Ask for the noise a launch reads: once each, in the order of the draws, so with those drawn before it."""
@@ -143,9 +140,10 @@ class Walk:
     # -- calls ------------------------------------------------------------------------------------------------------
 
     def _evaluate(self, call: Call) -> None:
-        calls, slots, event = self._calls, self._slots, call.event
-        assert isinstance(event, Evaluate)
-        x, t = slots[call.slots[0]], self._numbers_of(call, self._times)[0]
+        calls, slots, event = self._calls, self._slots, cast(Evaluate, call.event)
+        alike = call.rows is None
+        t = self._times[self._executor.places[event][0].start] if alike else self._numbers_of(call, self._times)[0]
+        x = slots[call.slots[0]]
         if event.term is None or event.second is not None:
             if calls.tick is not None:
                 calls.tick(event.step)
@@ -154,8 +152,10 @@ class Walk:
             slots[call.second] = self._readable(split_variance(second, self._shape)[0])  # type: ignore[index]
         else:
             output = calls.network(x, t) if event.term is None else calls.terms.opinion(event.term, x, t)
-        output, variance = split_variance(output, self._shape)
-        slots[_made(call)] = self._readable(output)
+        variance = None
+        if not isinstance(output, Tensor) or output.shape != self._shape:
+            output, variance = split_variance(output, self._shape)
+        slots[_made(call)] = output if output.dtype is self._executor.dtype else self._readable(output)
         if call.variance is not None:
             slots[call.variance] = self._readable(require_variance(variance, output.shape))
 
