@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .compiler import compile_plan
 from .denoiser import Denoiser, State
-from .errors import check_choice, check_finite, check_positive
+from .errors import check_choice, check_count, check_finite, check_positive
 from .executor import Executor
 from .exposure.schedules import epsilon_scales
 from .process import Level
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Trial", "dpm_adaptive"]
 
 NORMS = ("sample", "batch")
-SHORTEST = 1e-8  # in lambda: no tolerance that a model's precision can meet asks for less
 AT_END = 1e-5  # in lambda: what is left is taken along
 
 Array = NDArray[np.float64]
@@ -98,10 +97,11 @@ class DPMAdaptive(Driver):
         h_init: the first step in lambda; pcoeff, icoeff, dcoeff, accept_safety: see `Controller`.
         eta, S_noise: above 0, a step goes down to `ancestral.split`'s level and takes the rest in fresh noise.
         norm: "sample", or "batch": one error and one step for all, as k-diffusion has it.
+        max_trials: trial steps in all, good or not; more mean a tolerance that the model's precision does not allow.
         watch: called with a `Trial` after every trial step.
 
     Raises:
-        FloatingPointError: an error is not finite, or steps become shorter than rounding; names the noise level.
+        FloatingPointError: an error is not finite, or the trials are used up; names the noise level.
     """
 
     def __call__(
@@ -120,21 +120,24 @@ class DPMAdaptive(Driver):
         eta: float = 0.0,
         S_noise: float = 1.0,
         norm: str = "sample",
+        max_trials: int = 10_000,
         watch: Callable[[Trial], None] | None = None,
     ) -> Tensor:
         check_choice("order", order, (2, 3))
         check_choice("norm", norm, NORMS)
         rtol, atol = check_finite("rtol", rtol), check_positive("atol", atol)
+        check_count("max_trials", max_trials)
         batch, noise = request.shape[0], (check_finite("eta", eta), check_finite("S_noise", S_noise))
         coefficients = (pcoeff, icoeff, dcoeff)
         if norm == "sample" and batch > 1 and not sampler.compiled:
             return self._one_at_a_time(
                 sampler, request, order=order, rtol=rtol, atol=atol, h_init=h_init, pcoeff=pcoeff, icoeff=icoeff,
-                dcoeff=dcoeff, accept_safety=accept_safety, eta=eta, S_noise=S_noise,
+                dcoeff=dcoeff, accept_safety=accept_safety, eta=eta, S_noise=S_noise, watch=watch,
+                max_trials=max_trials,
             )  # fmt: skip
         h = np.full(1 if norm == "batch" else batch, check_positive("h_init", h_init))
         controller = Controller(h, coefficients, 1.5 if eta else order, check_positive("accept_safety", accept_safety))
-        return _Run(sampler, request, order, (rtol, atol), noise, controller, watch).solve()
+        return _Run(sampler, request, order, (rtol, atol), noise, norm, max_trials, controller, watch).solve()
 
     def _one_at_a_time(self, sampler: Sampler, request: Request, **options: Any) -> Tensor:
         if request.report is not None:
@@ -162,6 +165,8 @@ class _Run:
         order: int,
         tolerances: tuple[float, float],
         noise: tuple[float, float],
+        norm: str,
+        max_trials: int,
         controller: Controller,
         watch: Callable[[Trial], None] | None,
     ):
@@ -171,7 +176,8 @@ class _Run:
             raise ValueError(
                 "solver must be another one to encode ('ode', say): 'dpm_adaptive' goes towards less noise"
             )
-        first, self.last = check_driven("dpm_adaptive", sampler, request)
+        self.together, self.max_trials = norm == "batch", max_trials
+        first, self.last = check_driven("dpm_adaptive", sampler)
         self.begin, self.end = -math.log(first.sigma_ve), -math.log(self.last.sigma_ve)
         self.at = np.full(len(controller.h), self.begin)
         self.evaluations = self.trials = self.accepted = 0
@@ -194,7 +200,7 @@ class _Run:
         """Try one step: (x, low) after it, as before where it was rejected."""
         target = self.at + np.where(active, self.controller.h, 0.0)
         target = np.where(target > self.end - AT_END, self.end, target)
-        draw = 1 + (self.accepted if len(target) == 1 else self.trials)
+        draw = 1 + (self.accepted if self.together else self.trials)
         low, high, new, *x0 = part(
             self.sampler,
             self.request,
@@ -225,8 +231,7 @@ class _Run:
         lowest = math.exp(-self.end)
         down = np.array([max(float(split(s, t, self.eta)[0]), lowest) for s, t in zip(start, end)])
         up = np.sqrt(np.maximum(end**2 - down**2, 0.0))
-        together = len(target) == 1
-        choice = None if together else denoise.choose(each_its_own, [x])
+        choice = None if len(target) == 1 else denoise.choose(each_its_own, [x])
 
         def level(sigmas: Array) -> Level:
             levels = [denoise.levels.between(float(sigma)) for sigma in sigmas]
@@ -258,10 +263,10 @@ class _Run:
         where = f"at sigma / alpha = {math.exp(-target.min()):.4g}"
         if not np.isfinite(error).all():
             raise FloatingPointError(f"the error of a step of 'dpm_adaptive' is not finite {where}")
-        if (self.controller.h < SHORTEST).any():
+        if self.trials > self.max_trials:
             raise FloatingPointError(
-                f"steps of 'dpm_adaptive' are shorter than {SHORTEST:g} in log sigma {where}: rtol={self.rtol} and "
-                f"atol={self.atol} ask for more than the model's precision allows"
+                f"'dpm_adaptive' has made {self.max_trials} trial steps {where}: rtol={self.rtol} and atol={self.atol} "
+                "may ask for more than the model's precision allows; or raise max_trials"
             )
 
 
@@ -270,25 +275,19 @@ def each_its_own(x: Tensor, told: Tensor) -> Tensor:
     return torch.arange(len(x), device=x.device)
 
 
-def check_own_steps(name: str, sampler: Sampler, request: Request) -> None:
-    """Refuse what a solver that makes steps of its own cannot do.
-
-    Raises:
-        ValueError: the sampler or the call asks for it.
-    """
+def check_own_steps(name: str, sampler: Sampler) -> None:
+    """Refuse a number for every step of the grid, for a solver that makes steps of its own."""
     if len(set(epsilon_scales(sampler.epsilon_scale, sampler.levels.steps))) > 1:
         raise ValueError(f"epsilon_scale must be one number for solver {name!r}, which makes steps of its own")
-    if request.more or request.start:
-        raise ValueError(f"solver {name!r} makes steps of its own and takes no image, mask or start")
 
 
-def check_driven(name: str, sampler: Sampler, request: Request) -> tuple[Level, Level]:
+def check_driven(name: str, sampler: Sampler) -> tuple[Level, Level]:
     """The first level and the last noisy one, of a solver that visits any levels between them.
 
     Raises:
         ValueError: as `check_own_steps`; or the process has not every level.
     """
-    check_own_steps(name, sampler, request)
+    check_own_steps(name, sampler)
     first, last = noisy_ends(sampler.levels, name)
     middle = math.sqrt(first.sigma_ve * last.sigma_ve)
     if not math.isclose(sampler.levels.between(middle).sigma_ve, middle, rel_tol=1e-6):

@@ -31,31 +31,32 @@ class Path(NamedTuple):
     """The flow as an ODE dy/ds of y = scale(s) x.
 
     Attributes:
-        points: s at the noisy levels that the run visits, in order.
-        level: of s.
+        points: s at the noisy levels that the run visits, in order; levels: those.
+        level: of any s.
         velocity: (y, x0, s, level) -> dy/ds, with x0 predicted at s.
         scaled: whether y is x / alpha; else it is x.
     """
 
     points: list[float]
+    levels: list[Level]
     level: Callable[[float], Level]
     velocity: Callable[[Tensor, Tensor, float, Level], Tensor]
     scaled: bool
 
 
-def path_of(sampler: Sampler, request: Request) -> Path:
+def path_of(sampler: Sampler) -> Path:
     """In time for processes that have one (SDEs: Song et al. 2021, Eq. 13; flow: Lipman et al. 2023); for others in log
     sigma, in VE terms: du / d log sigma = u - x_0 (Karras et al. 2022, Eq. 1)."""
     process, levels = sampler.process, sampler.levels
     noisy = [level for level in levels if level.sigma > 0]
     if isinstance(process, (Flow, SDEProcess)):
-        check_own_steps("ode", sampler, request)
+        check_own_steps("ode", sampler)
         assert levels.times is not None
         points = levels.times[: len(noisy)].tolist()
-        return Path(points, process.level, _of_flow if isinstance(process, Flow) else _of_sde(process), False)
-    check_driven("ode", sampler, request)
+        return Path(points, noisy, process.level, _of_flow if isinstance(process, Flow) else _of_sde(process), False)
+    check_driven("ode", sampler)
     points = [math.log(level.sigma_ve) for level in noisy]
-    return Path(points, lambda s: levels.between(math.exp(s)), lambda u, x0, s, level: u - x0, True)
+    return Path(points, noisy, lambda s: levels.between(math.exp(s)), lambda u, x0, s, level: u - x0, True)
 
 
 def _of_flow(x: Tensor, x0: Tensor, t: float, level: Level) -> Tensor:
@@ -106,13 +107,13 @@ class ProbabilityFlow(Driver):
         rtol, atol = check_positive("rtol", rtol), check_positive("atol", atol)
         if final == "reverse_diffusion" and not isinstance(sampler.process, SDEProcess):
             raise ValueError(f"final must be 'x0' or 'none' for a process without an SDE's chain, got {final!r}")
-        path = path_of(sampler, request)
+        path = path_of(sampler)
         if request.upwards:
-            path = path._replace(points=path.points[::-1])
+            path = path._replace(points=path.points[::-1], levels=path.levels[::-1])
         run = _Run(sampler, request, path)
         x = start_state(sampler, request)
         if request.upwards:  # it is data
-            x = path.level(path.points[0]).alpha * x
+            x = path.levels[0].alpha * x
         run.report(-1, None, x)
         if x.numel() and len(path.points) > 1:
             x = run.solve(x, method, rtol, atol)
@@ -151,8 +152,9 @@ class _Run:
     def solve(self, x: Tensor, method: str, rtol: float, atol: float) -> Tensor:
         """The state at the last noisy level."""
         path, dtype = self.path, x.dtype
-        points = path.points if self.request.report is not None else [path.points[0], path.points[-1]]
-        levels = {point: path.level(point) for point in points}
+        points, levels = path.points, path.levels
+        if self.request.report is None:
+            points, levels = [points[0], points[-1]], [levels[0], levels[-1]]
 
         def state(y: Tensor, level: Level) -> Tensor:
             return (level.alpha * y if path.scaled else y).to(dtype).view(x.shape)
@@ -170,17 +172,16 @@ class _Run:
         def worst(error: Tensor) -> Tensor:
             return error.view(len(x), -1).square().mean(1).sqrt().max()
 
-        start = x.double() / levels[points[0]].alpha if path.scaled else x.double()
+        start = x.double() / levels[0].alpha if path.scaled else x.double()
         found = solve(derivative, start.flatten(1), points, "runs of solver 'ode'", method, rtol, atol, worst)
-        for step, (here, there, y) in enumerate(zip(points, points[1:], found)):
-            x = state(y, levels[there])
-            self.report(step, levels[here], x)
+        for step, y in enumerate(found):
+            x = state(y, levels[step + 1])
+            self.report(step, levels[step], x)
         return x
 
     def finish(self, x: Tensor, final: str) -> Tensor:
         """From the last noisy level to clean data."""
-        point = self.path.points[-1]
-        level = self.path.level(point)
+        point, level = self.path.points[-1], self.path.levels[-1]
         x0 = denoised = self.x0(x, level)
         if final == "reverse_diffusion":
             assert isinstance(self.sampler.process, SDEProcess)
