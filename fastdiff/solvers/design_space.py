@@ -34,9 +34,12 @@ class Coordinates:
     def __post_init__(self) -> None:
         check_choice("time", self.time, ("linear", "ve", "vp"))
         check_choice("scaling", self.scaling, ("none", "vp"))
-        if not (self.beta_d >= 0 and self.beta_d + self.beta_min > 0):
-            came = (self.beta_d, self.beta_min)
-            raise ValueError(f"betas must be (beta_d >= 0, beta_min > -beta_d), for a sigma(t) that grows, got {came}")
+        if self.time == "vp" and not max(self.beta_min, self.beta_min + self.beta_d) > 0:
+            raise ValueError(f"betas must be of a sigma(t) that grows at t = 0 or 1, got {self.betas}")
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        return self.beta_d, self.beta_min
 
     def s(self, sigma: Number) -> Number:
         """The scaling at a level."""
@@ -46,7 +49,10 @@ class Coordinates:
         """The time of a level above 0; that of 0 is 0."""
         if self.time == "vp":
             depth = np.log1p(sigma**2)
-            root = np.sqrt(self.beta_min**2 + 2 * self.beta_d * depth)
+            square = self.beta_min**2 + 2 * self.beta_d * depth
+            if min(each(square)) < 0:
+                raise ValueError(f"betas must be of a sigma(t) that reaches every level, got {self.betas} for {sigma}")
+            root = np.sqrt(square)
             positive = self.beta_min > 0  # the same root in the form that does not cancel
             return 2 * depth / (root + self.beta_min) if positive else (root - self.beta_min) / self.beta_d
         return sigma**2 if self.time == "ve" else sigma

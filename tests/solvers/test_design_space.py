@@ -15,7 +15,12 @@ from fastdiff.solvers.design_space import Coordinates
 from tests.tolerances import CLOSED_FORM, NUMERICAL_DERIVATIVE
 
 F64 = {"dtype": torch.float64}
-BETAS = {"usual": (19.9, 0.1), "of EDM's limits": schedules.vp_betas(0.002, 80.0), "no beta_d": (0.0, 2.0)}
+BETAS = {
+    "usual": (19.9, 0.1),
+    "of EDM's limits": schedules.vp_betas(0.002, 80.0),
+    "no beta_d": (0.0, 2.0),
+    "of a large sigma_min": schedules.vp_betas(0.1, 80.0),  # beta_d below 0: sigma(t) bends, and grows up to t = 1
+}
 
 
 def model(x, t):
@@ -181,8 +186,8 @@ def test_samples_may_choose_their_churn(solver, process):
         ({"alpha": 1.5}, "alpha must be above 0 and at most 1, got 1.5"),
         ({"time": "cosine"}, "time must be one of linear, ve, vp, got 'cosine'"),
         ({"scaling": "ve"}, "scaling must be one of none, vp, got 've'"),
-        ({"betas": (-1.0, 3.0)}, "betas must be"),
-        ({"betas": (1.0, -3.0)}, "betas must be"),
+        ({"time": "vp", "betas": (-1.0, 3.0)}, r"betas must be of a sigma\(t\) that reaches every level"),
+        ({"time": "vp", "betas": (1.0, -3.0)}, r"betas must be of a sigma\(t\) that grows"),
         ({"process": "flow"}, "alpha > 0 at every level .* use solver 'ddim'"),
     ],
 )
