@@ -85,6 +85,10 @@ class Rule:
         """[n, 2] the noise levels (from, to) of each draw."""
         return noise_intervals(self.sampler_options(case))
 
+    def check_float32(self, case: Case, route: str) -> None:
+        """A float32 state."""
+        check_float32_state(case, route, self.replay, "states")
+
     def check(self, case: Case, route: str) -> None:
         """The run, and the interval that each of its draws is said to drive."""
         data = case.arrays
@@ -107,6 +111,12 @@ class OwnSteps(Rule):
 
 class Adaptive(Rule):
     """DPM-Solver with adaptive steps: callbacks come after every trial step, draws with those that are taken."""
+
+    def check_float32(self, case: Case, route: str) -> None:
+        """The samples within the tolerance of a step: where errors are small float32 chooses other steps."""
+        exact, single = (self.replay(case, route, dtype)["final"] for dtype in (torch.float64, torch.float32))
+        rtol = case.arguments(**self.defaults)["rtol"]
+        compare_results(case, {"final": single}, {"final": exact}, rtol, label=f"float32 samples, {route}")
 
     def intervals(self, case: Case) -> np.ndarray:
         ends = np.array([start_sigma(case), *dict.fromkeys(self.replay(case, "readable")["cb_sigma"].tolist())])
@@ -132,10 +142,10 @@ class Adaptive(Rule):
 
 
 def given_grid(case: Case) -> list[float] | None:
-    """The grid that the case's `sigmas_from` describes; None where there is none."""
+    """The grid that the case's `sigmas_from` describes, else its `sigmas`; None where there is neither."""
     described = case.entry.get("sigmas_from")
     if described is None:
-        return None
+        return case.arrays["sigmas"].tolist() if "sigmas" in case.arrays else None
     unknown = sorted(set(described) - {"function", "n", "kwargs"})
     if unknown or described["function"] not in GRIDS:
         raise ValueError(f"{case.id}: no rule for the grid {described}")
@@ -242,4 +252,4 @@ def check(case: Case, route: str) -> None:
 
 def check_float32(case: Case, route: str) -> None:
     """The same cases with a float32 state."""
-    check_float32_state(case, route, rule_of(case).replay, "states")
+    rule_of(case).check_float32(case, route)

@@ -35,7 +35,7 @@ COMPILED_ROUTE_PARAMS = [param for param in ROUTE_PARAMS if param.values[0] != "
 
 @dataclass
 class Calls:
-    """A model that remembers its calls in order; `rounded`: it answers in float32 precision."""
+    """A model that remembers its calls in order; `rounded`: it hears and answers in float32 precision."""
 
     model: Callable[..., Tensor]
     rounded: bool = False
@@ -44,12 +44,14 @@ class Calls:
     outputs: list[Tensor] = field(default_factory=list)
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        out = self.model(x, t, **cond)
-        out = out.float().to(out.dtype) if self.rounded else out
+        out = self._precise(self.model(self._precise(x), t, **cond))
         self.inputs.append(x.clone())
         self.times.append(t.clone())
         self.outputs.append(out.clone())
         return out
+
+    def _precise(self, value: Tensor) -> Tensor:
+        return value.float().to(value.dtype) if self.rounded else value
 
 
 @dataclass
@@ -93,7 +95,8 @@ def run(
     """One run from `x_init`, with entry(draw, step) of `noise` [n, B, ...] for each draw; `options` are the sampler's.
 
     `model` may be a `Calls` already, for guidance terms that watch it. Without `noise` the run must not draw.
-    `rounded`: what the run is given (start, noise, the model's outputs) is rounded to float32, and nothing else.
+    `rounded`: what the run is given (start, noise, the model's outputs) and gives to the model is rounded to float32,
+    and nothing else.
     """
     calls = model if isinstance(model, Calls) else Calls(model, rounded)
     denoised, levels, first_calls = [], [], [0]
@@ -142,10 +145,10 @@ def check_float32_state(case: Case, route: str, replay: Callable[..., Mapping[st
     """A run with a float32 state against the same run in float64: all states together, and the samples by themselves.
 
     Each stays within the tolerance, except where float32 itself does not allow it: with x_0 = (x - sigma eps) / alpha
-    and alpha = 5e-5, say, rounding nothing but what the run is given (start, noise, network outputs) changes x_0 by
-    1e-3. That change of the same quantity is measured, and twice as much is allowed. For the compiled routes, which
-    are what runs: the solver's lines on tensors form x_0 and eps one after the other, and lose digits that the
-    composed coefficients keep.
+    and alpha = 5e-5, say, rounding nothing but what goes in and out (start, noise, the network's inputs and outputs)
+    changes x_0 by 1e-3. That change of the same quantity is measured, and FLOAT32_FLOOR_FACTOR times as much is
+    allowed: the sums of a step round as well. For the compiled routes, which are what runs: the solver's lines on
+    tensors form x_0 and eps one after the other, and lose digits that the composed coefficients keep.
     """
     exact = replay(case, route)[states]
     single = replay(case, route, torch.float32)[states]
