@@ -61,10 +61,11 @@ class Forced(Recorder):
     Args:
         wanted: steps whose residuals are computed; None: all.
         solver: its name, for messages.
+        brownian: noise of an interval is an increment of one path.
     """
 
-    def __init__(self, solver: str, wanted: Sequence[int] | None = None):
-        super().__init__()
+    def __init__(self, solver: str, wanted: Sequence[int] | None = None, brownian: bool = False):
+        super().__init__(brownian=brownian)
         self.densities: dict[int, Density | None] = {}
         self._solver, self._wanted, self._seen = solver, wanted, 0
         self._fresh: dict[Draw, Combination] = {}  # a stand-in for every noise of this step, and what it stands for
@@ -142,7 +143,7 @@ def traced(sampler: Sampler, start: int, wanted: Sequence[int] | None = None) ->
     solver = name_of(sampler.solver)
     if isinstance(sampler.solver, Driver):
         raise ValueError(f"solver {solver!r} has no log-probabilities: it chooses its steps on the way")
-    engine = Forced(solver, wanted)
+    engine = Forced(solver, wanted, sampler.noise == "brownian")
     states = course(sampler, engine, sampler.levels, Kind(x_init=True, start=start))
     first, _ = next(states)
     engine.put(first, engine.given(state_name(start)))

@@ -132,6 +132,18 @@ def test_the_inversion_and_given_starting_states(scope, graphs):
 
 
 @pytest.mark.parametrize("scope", ["loop", "step"])
+def test_images_and_masks_are_read_anew(scope, graphs):
+    eager, captured = (graphs.sampler(solver="euler_ancestral", graph=graph) for graph in ("off", scope))
+    bucketed = graphs.sampler(solver="euler_ancestral", graph=scope, buckets=[4])
+    for seed in range(3):
+        image, mask = torch.randn(2, 2, *SHAPE, generator=torch.Generator().manual_seed(seed)).to(graphs.device)
+        for call in ({"image": image, "mask": mask > 0}, {"image": image, "start": 1}):
+            want = eager(2, seeds=seed, **call)
+            assert captured(2, seeds=seed, **call).equal(want) and bucketed(2, seeds=seed, **call).equal(want)
+    assert captured.stats().captures == 2 and captured.stats().fallbacks == 0
+
+
+@pytest.mark.parametrize("scope", ["loop", "step"])
 def test_conditioning_is_read_anew(scope, graphs):
     eager, captured = graphs.sampler(graph="off"), graphs.sampler(graph=scope)
     for seed in range(3):
