@@ -15,7 +15,7 @@ from .process import Levels
 from .solvers import Driver, name_of
 
 if TYPE_CHECKING:
-    from .sampler import Sampler
+    from .planning import Planner
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def visited(levels: Levels, kind: Kind) -> Levels:
     return Levels(levels[kind.start :], levels.process) if kind.start else levels
 
 
-def course(sampler: Sampler, engine: Any, levels: Levels, kind: Kind) -> Iterator[tuple[State, Denoiser]]:
+def course(sampler: Planner, engine: Any, levels: Levels, kind: Kind) -> Iterator[tuple[State, Denoiser]]:
     """The starting state, then the state at the end of every step, with the denoiser as the step left it.
 
     Args:
@@ -87,7 +87,7 @@ def _first(engine: Any, prior_std: float, path: Levels, kind: Kind) -> State:
     return with_known(engine, prior_std * z, path[0], z) if kind.mask else z * prior_std
 
 
-def _other_levels(sampler: Sampler) -> ValueError:
+def _other_levels(sampler: Planner) -> ValueError:
     return ValueError(
         f"mask must be left out for solver {name_of(sampler.solver)!r}: its steps do not end at the sampler's levels"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,27 +23,22 @@ from .arguments import (
 )
 from .brownian import NOISES
 from .calls import make_request
-from .compiler import compile_plan
-from .course import Kind, course
-from .denoiser import Denoiser
 from .differentiable import run_differentiably
 from .encoding import encode
 from .errors import check_choice, check_count, check_finite
-from .executor import Executor
 from .exposure.schedules import LinearScale, as_scale, epsilon_scales
 from .graphs import GraphCache, GraphStats
 from .graphs.buckets import bucket_of, bucket_sizes, filled
 from .guidance import Guidance, guidance_terms
 from .log_prob import log_prob, log_prob_of_call
-from .plan import Plan
+from .planning import Planner
 from .prediction import Prediction, get_prediction
-from .process import Level, Levels, Process, get_process
-from .readable import nothing_yielded, run_on_tensors
+from .process import Level, Process, get_process
+from .readable import run_on_tensors
 from .reporting import Progress, StepInfo, blame
 from .request import Request
-from .solvers import SOLVERS, Driver, Solver, check_options, ddim_inversion, ddpm, get_solver, name_of
+from .solvers import SOLVERS, Driver, Solver, check_options, ddpm, get_solver
 from .thresholding import DynamicThresholding, compose, get_thresholding
-from .trace import Recorder, Trace
 from .tune import Tuning, tune
 
 if TYPE_CHECKING:
@@ -52,7 +47,7 @@ if TYPE_CHECKING:
 NoiseFunction = Callable[[int, int], Tensor]
 
 
-class Sampler:
+class Sampler(Planner):
     """Draws samples from a diffusion model.
 
     Args:
@@ -172,90 +167,19 @@ class Sampler:
             raise ValueError(f"guidance with rule='mean' moves the mean of solver 'ddpm', got solver {solver!r}")
         self.epsilon_scale = self._arguments["epsilon_scale"] = as_scale(epsilon_scale)  # a file may change
         self.epsilon_scale_mode = check_choice("epsilon_scale_mode", epsilon_scale_mode, ("every", "first", "eps"))
-        grid = {name: options.pop(name) for name in ("rho", "sigma_min", "sigma_max") if name in options}
+        grid: dict[str, Any] = {
+            name: options.pop(name) for name in ("rho", "sigma_min", "sigma_max") if name in options
+        }
         check_options(self.solver, options)
         self.options = options
         self._explicit, self._grid = explicit_levels(self.process, sigmas, timesteps), (schedule, grid)
         if self._explicit is not None and (schedule is not None or grid):
             raise ValueError("schedule and its options must be left out when sigmas or timesteps give the levels")
         self.levels = self._levels(steps)
-        self.compiled_runs: dict[Hashable, Any] = {}  # what was made of a kind of run once
+        self.compiled_runs = {}
         epsilon_scales(self.epsilon_scale, self.levels.steps)
         if compiled and not isinstance(self.solver, Driver):
             self.executor()
-
-    # -- plans ------------------------------------------------------------------------------------------------------
-
-    def plan(
-        self,
-        steps: int | str | None = None,
-        **kind: Any,
-    ) -> Plan:
-        """The compiled run; `print(sampler.plan(steps=18))` shows what every launch reads, draws and writes.
-
-        Args:
-            steps: another number of steps than the sampler's.
-            kind: x_init, noise, observe, image, mask, start, upwards: see `course.Kind`.
-        """
-        levels = self.levels if steps is None else self._levels(steps)
-        return compile_plan(self.trace(levels, **kind), self.model_dtype == self.dtype)
-
-    def trace(self, levels: Levels, **kind: Any) -> Trace:
-        """What the solver does on these levels, recorded; see `plan`."""
-        if isinstance(self.solver, Driver):
-            raise ValueError(f"solver {name_of(self.solver)!r} has no plan: its steps depend on the states it finds")
-        run = Kind(**kind)
-        engine = Recorder(run.noise, self.noise == "brownian")
-        begun = False
-        for state, denoise in course(self, engine, levels, run):
-            if begun:
-                engine.finish_step(state, denoise.last_x0, denoise.first_level, run.observe)
-            else:
-                engine.begin(state, run.observe)
-            begun = True
-        if not engine.trace.states:
-            raise nothing_yielded(self.solver)
-        return engine.trace
-
-    def _levels(self, steps: int | str | None) -> Levels:
-        if self._explicit is not None:
-            if steps is not None:
-                raise ValueError(f"steps must be left out when sigmas or timesteps give the levels, got {steps!r}")
-            return self.process.levels_at(self._explicit)
-        schedule, options = self._grid
-        return self.process.levels(steps, schedule, **options)
-
-    def denoiser(self, engine: Any, levels: Levels, upwards: bool = False) -> Denoiser:
-        """What the solver sees of the model; `upwards`: on the way from data to noise."""
-        return Denoiser(
-            engine,
-            self.prediction,
-            levels,
-            epsilon_scales(self.epsilon_scale, levels.steps),
-            self.epsilon_scale_mode,
-            self.guidance,
-            self.guidance_scale,
-            self.denoised_fn,
-            self.clip,
-            upwards=upwards or self.solver is ddim_inversion,
-        )
-
-    def executor(self, **kind: Any) -> Executor:
-        """The plan of a kind of run (`course.Kind`) with its numbers on the device."""
-        key = Kind(**kind)
-        if key not in self.compiled_runs:
-            self.compiled_runs[key] = self.executor_of(self.plan(**kind))
-        return self.compiled_runs[key]
-
-    def executor_of(self, plan: Plan) -> Executor:
-        """A plan with its numbers on the device."""
-        return Executor(plan, self.dtype, self.model_dtype, self.time_dtype, self.device, self.backend)
-
-    @property
-    def time_dtype(self) -> torch.dtype:
-        """Of the network's time argument: int64 for timesteps."""
-        integers = self.process.integer_time and self.prediction.name != "edm"
-        return torch.int64 if integers else self.dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make, (type(self), {**self._arguments, "model": self.model})  # a copy has plans and graphs of its own
