@@ -127,6 +127,8 @@ class DPMAdaptive(Driver):
         check_choice("norm", norm, NORMS)
         rtol, atol = check_finite("rtol", rtol), check_positive("atol", atol)
         check_count("max_trials", max_trials)
+        if sampler.noise == "brownian" and norm == "sample" and eta > 0:
+            raise ValueError("norm must be 'batch' with noise='brownian', whose intervals are the same for all samples")
         batch, noise = request.shape[0], (check_finite("eta", eta), check_finite("S_noise", S_noise))
         coefficients = (pcoeff, icoeff, dcoeff)
         if norm == "sample" and batch > 1 and not sampler.compiled:

@@ -118,6 +118,19 @@ def test_noise_keeps_the_variance(gaussian):
     assert x.std().item() == pytest.approx(gaussian.std, abs=5 * gaussian.std / math.sqrt(32000) + 0.01)
 
 
+def test_with_one_brownian_path_the_tolerance_refines_a_sample():
+    """The draws of a run are increments of a path that does not depend on the steps; those of others are fresh."""
+    options = {"norm": "batch", "eta": 1.0, "sigmas": [20.0, 0.01]}
+    apart = {}
+    for noise in ("brownian", "independent"):
+        coarse, fine = (run((40, 2), noise=noise, rtol=t, atol=t, **options)[0] for t in (0.01, 0.001))
+        apart[noise] = (coarse - fine).square().mean().sqrt()
+    assert apart["brownian"] < 0.5 * apart["independent"]
+    with pytest.raises(ValueError, match="norm must be 'batch' with noise='brownian'"):
+        run(noise="brownian", eta=0.5)
+    run(noise="brownian")
+
+
 def test_a_clean_end_is_the_predicted_x0():
     noisy, _ = run(norm="batch")
     clean, _ = run(norm="batch", sigmas=[*ENDS, 0.0])

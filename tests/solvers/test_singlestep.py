@@ -70,6 +70,28 @@ def test_pairs_of_grid_steps_are_the_two_stage_method(predict):
     assert torch.allclose(grouped(x.shape, x_init=x), plain(x.shape, x_init=x), rtol=CLOSED_FORM, atol=CLOSED_FORM)
 
 
+@pytest.mark.parametrize(
+    ("solver", "options", "order"),
+    [
+        ("exponential_rk", {"order": 3}, 3),
+        ("exponential_rk", {"predict": "eps"}, 2),
+        ("dpm_singlestep", {"order": 3}, 3),
+        ("dpm_singlestep", {"predict": "eps"}, 2),
+        ("dpmpp_2s_ancestral", {"eta": 0.0}, 2),
+        ("dpmpp_sde", {"eta": 0.0}, 2),
+    ],
+)
+def test_towards_more_noise_the_order_is_the_same(solver, options, order, gaussian):
+    u = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+    exact = gaussian.ode(u, LAST, FIRST)
+    errors = []
+    for steps in (24, 48):
+        grid = np.geomspace(FIRST, LAST, steps + 1).tolist()
+        sampler = Sampler(gaussian.denoise, solver=solver, sigmas=grid, **options, **F64)
+        errors.append((sampler.encode(u) - exact).abs().max().item())
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
+
+
 @pytest.mark.parametrize("process", [EDM(), VP.cosine(100), SDEProcess(VPSDE())], ids=["edm", "vp", "sde"])
 def test_first_order_is_ddim(process):
     grid = {"timesteps": TIMES} if isinstance(process, SDEProcess) else {"steps": 6}
