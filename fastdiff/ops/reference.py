@@ -18,6 +18,7 @@ from torch import Tensor
 PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
+_TOGETHER = 1 << 16  # normals made by the same operations: many small draws cost as much as one
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,13 +89,19 @@ def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def normal(seeds: Tensor, shape: Sequence[int], draw: int = 0) -> Tensor:
     """Draw `draw` of the noise contract for every sample, float32 [B, ...]: element e is lane e % 4 of block e // 4."""
+    return _normals(seeds, shape, [draw])[0]
+
+
+def _normals(seeds: Tensor, shape: Sequence[int], draws: Sequence[int]) -> Tensor:
+    """Several draws, float32 [N, B, ...]."""
     shape = tuple(shape)
     numel = math.prod(shape[1:])
-    groups = torch.arange((numel + 3) // 4, dtype=torch.int64, device=seeds.device)[None, :]
+    groups = torch.arange((numel + 3) // 4, dtype=torch.int64, device=seeds.device)[None, None, :]
+    numbers = torch.cat([torch.full_like(groups, draw) for draw in draws])
     key = (seeds & _LOW)[:, None], ((seeds >> 32) & _LOW)[:, None]
-    a, b, c, d = philox4x32_10((groups, torch.full_like(groups, draw), 0 * groups, 0 * groups), key)
+    a, b, c, d = philox4x32_10((groups, numbers, 0 * groups, 0 * groups), key)
     lanes = torch.stack((*box_muller(a, b), *box_muller(c, d)), dim=-1)
-    return lanes.reshape(len(seeds), 4 * groups.shape[1])[:, :numel].reshape(shape)
+    return lanes.reshape(len(draws), len(seeds), 4 * groups.shape[-1])[..., :numel].reshape(len(draws), *shape)
 
 
 # --- combine and sum_squares ------------------------------------------------------------------------------------------
@@ -132,7 +139,9 @@ def _columns(
     columns = [x.to(table.dtype) for x in inputs]
     if draws:
         assert seeds is not None
-        columns += [normal(seeds, shape, k).to(table.dtype) for k in draws]
+        together = max(1, _TOGETHER // max(1, math.prod(shape)))
+        for first in range(0, len(draws), together):
+            columns += _normals(seeds, shape, draws[first : first + together]).to(table.dtype)
     return columns
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastdiff import ops
 from fastdiff.ops import reference_ops
 from tests.ops.oracle import normals_float32
-from tests.ops.test_combine import CONFIGURATIONS, DTYPES, case, exact
+from tests.ops.test_combine import CONFIGURATIONS, DTYPES, LARGEST, case, exact
 from tests.tolerances import ROUNDING
 
 SHAPES = [(1, 3), (2, 17), (3, 255), (2, 1027), (1, 65_537), (5, 3, 31, 33), (129, 77)]
@@ -21,7 +21,7 @@ def moved(values: dict, device: str) -> dict:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+@pytest.mark.parametrize("configuration", [*CONFIGURATIONS, LARGEST], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_combine(gpu_backend, shape, configuration, dtype):
     inputs, draws, outputs, clip, learned, rows = configuration

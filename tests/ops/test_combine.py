@@ -87,11 +87,22 @@ CONFIGURATIONS = [  # inputs, draws, outputs, clip, learned, rows
     (2, 0, 3, False, 2, True),
     (8, 2, 3, True, 2, True),
     (2, 3, 1, False, False, False),
-    (1, 33, 2, False, False, True),
+    (1, 7, 2, False, False, True),
     (3, 5, 2, True, False, True),
     (2, 4, 2, False, True, False),
-    (8, 64, 3, True, 2, True),
+    (3, 5, 2, True, 2, True),
 ]
+LARGEST = (8, 64, 3, True, 2, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_most_draws(backend, device, dtype):
+    """64 draws beside all there can be else."""
+    inputs, draws, outputs, clip, learned, rows = LARGEST
+    x, table, arguments = case((3, 11), dtype, inputs, draws, outputs, clip, learned, rows, device)
+    got = ops.combine(x, table, **arguments, out_dtypes=[dtype] * outputs, backend=backend)
+    for y, want in zip(got, exact(x, table, **arguments, outputs=outputs, shape=(3, 11))):
+        assert ((y.cpu().double() - want).abs().max() / want.abs().max()) < ROUNDING[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
