@@ -99,12 +99,18 @@ class Structure:
 
 
 class Same:
-    """A thing in a key: equal to itself only, and to nothing once it is gone, whatever lies at its address then."""
+    """A thing in a key: equal to itself only (a frozen dataclass: to one with equal fields), and to nothing once it is
+    gone, whatever lies at its address then."""
 
-    __slots__ = ("_hash", "_thing")
+    __slots__ = ("_by_value", "_hash", "_thing")
 
     def __init__(self, thing: object):
-        self._hash = id(thing)
+        parameters = getattr(type(thing), "__dataclass_params__", None)
+        self._by_value = parameters is not None and parameters.frozen and parameters.eq
+        try:
+            self._hash = hash(thing) if self._by_value else id(thing)
+        except TypeError:  # of a field
+            self._by_value, self._hash = False, id(thing)
         try:
             self._thing: Callable[[], object] = ref(thing)
         except TypeError:  # kept, if it cannot be watched
@@ -114,8 +120,10 @@ class Same:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        thing = self._thing()
-        return isinstance(other, Same) and thing is not None and thing is other._thing()
+        if not isinstance(other, Same) or self._hash != other._hash:
+            return False
+        mine, theirs = self._thing(), other._thing()
+        return mine is not None and (mine is theirs or (self._by_value and mine == theirs))
 
 
 @dataclass

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastdiff import LinearScale
+from fastdiff.energy import OneLevel
 
 from .conftest import SHAPE, critic
 
@@ -173,6 +174,7 @@ SAME_PLAN = {
     "eta": ({**VP, "eta": 0.5}, {"eta": 0.8}),
     "S_noise": ({"S_churn": 10.0}, {"S_noise": 1.1}),
     "clip": ({"clip_denoised": True}, {"clip_denoised": (-0.2, 0.3)}),
+    "levels below a thresholding": ({"thresholding": (0.9, 1.5)}, {"rho": 5.0}),
     "learned range": (
         {**VP, "solver": "ddpm", "variance": "learned_range", "epsilon_scale": 1.01},
         {"epsilon_scale": 1.1},
@@ -194,9 +196,23 @@ OTHER_PLAN = {
     "clip from none": ({}, {"clip_denoised": True}),
     "dtype": ({}, {"dtype": torch.float64}),
     "levels that a guidance term sees": ({"guidance": 1}, {"rho": 5.0}),
+    "thresholding": ({"thresholding": True}, {"thresholding": (0.5, 3.0)}),
     "denoised_fn": ({"denoised_fn": lambda x0: x0.tanh()}, {"denoised_fn": lambda x0: x0.sin()}),
 }
 PLANS = {"same": SAME_PLAN, "other": OTHER_PLAN, "either": EITHER_PLAN}
+
+
+def test_a_metropolis_test_is_known_by_its_energy(graphs):
+    def energy(x):
+        return 0.5 * x.square().flatten(1).sum(1)
+
+    arguments = {"process": OneLevel(), "prediction": "score", "solver": "mala", "shape": (3,)}
+    first = graphs.sampler(lambda x, t: -x, energy=energy, step_size=0.5, **arguments)
+    for changes, captures in (({"step_size": 0.1}, 1), ({"energy": lambda x: energy(x) / 2}, 2)):
+        second = first.replace(**changes)
+        for sampler in (first, second):
+            assert sampler(2, seeds=0).equal(sampler.replace(graph="off")(2, seeds=0))
+        assert second.stats().captures == captures
 
 
 def with_terms(graphs, options):
