@@ -247,8 +247,8 @@ class Denoiser:
             if not chosen_by(level) and here == level:
                 return following
         raise ValueError(
-            'prediction="previous_x" is defined between two levels of the chain, and no step starts from sigma '
-            f"{level.sigma_ve:.4g}; leave out churn, or use another prediction"
+            'prediction must not be "previous_x" where the model is evaluated between the levels of the chain: no step '
+            f"starts from sigma {level.sigma_ve:.4g}; leave out churn, or use another solver or prediction"
         )
 
     @property

@@ -9,6 +9,7 @@ from itertools import pairwise
 from ..denoiser import Denoiser, State
 from ..errors import check_count, check_positive
 from ..process import Levels
+from .adams import require_signal
 from .registry import register
 
 
@@ -39,6 +40,7 @@ def ald(
         final_denoise: end with x_0 = u + sigma_last^2 s(u), one evaluation more.
     """
     steps_each, step_size = check_count("steps_each", steps_each), check_positive("step_size", step_size)
+    require_signal(levels, "ald")
     last = min(level.sigma_ve for level in levels if level.sigma > 0)
     for level, following in pairwise(levels):
         e = step_size * (level.sigma_ve / last) ** 2

@@ -44,6 +44,8 @@ def ddim_inversion(
     """
     noisy = [level for level in levels if level.sigma > 0]
     upwards = [*reversed(noisy), *([PURE_NOISE] if terminal else [])]
+    if len(upwards) < 2:
+        raise ValueError("steps must be at least 2 for solver 'ddim_inversion' without terminal=True, got 1")
     for level, noisier in pairwise(upwards):
         x0 = denoise(x, level)
         eps = (x - level.alpha * x0) / level.sigma

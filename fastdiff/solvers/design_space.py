@@ -80,6 +80,8 @@ class Coordinates:
             return following, 1.0
         t = self.t(hat.sigma_ve)
         h = self.t(following.sigma_ve) - t
+        if 0 in each(h):  # a grid may repeat a level
+            return following, 1.0
         between = levels.between(self.sigma(t + alpha * h))
         if isinstance(levels.process, VP):
             alpha = (self.t(between.sigma_ve) - t) / h

@@ -31,7 +31,7 @@ def dpmpp_2s_ancestral(
     for level, following in pairwise(levels):
         down, up = split(level.sigma_ve, following.sigma_ve, eta)
         step = Exponential(level, lowered(following, down))
-        places = between(levels, step, [0.5]) if down > 0 and level.alpha > 0 else []
+        places = between(levels, step, [0.5]) if step.smooth else []
         values = stages(denoise, x, level, places, "x0")
         x = advance(step, x, values, [0.0, *(theta for theta, _ in places)])
         if up * S_noise > 0:
@@ -61,8 +61,8 @@ def dpmpp_sde(
         values, nodes = [denoise(x, level)], [0.0]
         down, up = split(level.sigma_ve, following.sigma_ve, eta)
         step = Exponential(level, lowered(following, down))
-        if following.sigma > 0 and level.alpha > 0:
-            ((node, middle),) = between(levels, Exponential(level, following), [r])
+        if (whole := Exponential(level, following)).smooth:
+            ((node, middle),) = between(levels, whole, [r])
             down, up_inner = split(level.sigma_ve, middle.sigma_ve, eta)
             x_inner = Exponential(level, lowered(middle, down))(x, values)
             if up_inner * S_noise > 0:

@@ -93,7 +93,7 @@ def exponential_rk(
 
     "heun" is RES, whose weights phi_k solve the stiff order conditions; "midpoint" is DPM-Solver-2 and -3 ("eps"; Lu et
     al. 2022a, Algorithms 1 and 2) and DPM-Solver++(2S) ("x0"; Lu et al. 2022b, Algorithm 1). c2 is 1/2 at order 2, at
-    most 1, and 1/3 at order 3, below 2/3. A step to clean data is of order 1.
+    most 1, and 1/3 at order 3, below 2/3. A step to clean data, or from pure noise ("x0" only), is of order 1.
     """
     check_choice("order", order, NODES)
     check_choice("predict", predict, PREDICTIONS)
@@ -103,7 +103,7 @@ def exponential_rk(
         raise ValueError(f"c2 must be in (0, 1] at order 2, in (0, 2/3) at order 3 and left out at order 1, got {c2}")
     for level, following in pairwise(levels):
         step = Exponential(level, following, predict)
-        places = between(levels, step, nodes) if following.sigma > 0 else []
+        places = between(levels, step, nodes) if step.smooth else []
         values = stages(denoise, x, level, places, predict)
         x = advance(step, x, values, [0.0, *(theta for theta, _ in places)], solver_type)
         yield x
@@ -132,8 +132,9 @@ def dpm_singlestep(
     """DPM-Solver ("eps") or DPM-Solver++ ("x0") whose inner points are the grid's: `order` of its steps make one.
 
     Every level is reached from the first of its group, in the order that its place there allows; with eta > 0 by a draw
-    of its own for the whole interval since. A last step to clean data is of order 1, and with `lower_order_final` one
-    that would complete a group. quadratic="diffusers" has its wrong sign in the last term of order 3, heun, eta > 0.
+    of its own for the whole interval since. A last step to clean data is of order 1, so is one from pure noise ("x0"
+    only), and with `lower_order_final` one that would complete a group. quadratic="diffusers" has its wrong sign in the
+    last term of order 3, heun, eta > 0.
     """
     check_choice("predict", predict, PREDICTIONS)
     check_choice("order", order, NODES)
@@ -144,12 +145,14 @@ def dpm_singlestep(
     start, first = levels[0], x
     for n, (level, following) in enumerate(pairwise(levels)):
         last = n == levels.steps - 1 and (following.sigma == 0 or (lower_order_final and levels.steps % order == 0))
-        if n % order == 0 or last:
+        if n % order == 0 or last or start.alpha == 0:
             start, first, group = level, x, []
-        group.append((level, predicted(denoise, x, level, predict)))
+        value = predicted(denoise, x, level, predict)
+        if all(level != seen for seen, _ in group):  # a grid may repeat a level
+            group.append((level, value))
         step = Exponential(start, following, predict, eta)
         nodes = [0.0, *(step.node(inner) for inner, _ in group[1:])]
-        x = advance(step, first, [value for _, value in group], nodes, solver_type, quadratic)
+        x = advance(step, first, [m for _, m in group], nodes, solver_type, quadratic)
         if step.std > 0:
             x = x + S_noise * step.std * noise(start, following, step.clock)
         yield x

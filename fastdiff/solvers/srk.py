@@ -38,7 +38,7 @@ def srk_heun(denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., S
         f = denoise(x, level)
         if following.sigma == 0:
             x = f
-        else:
+        elif level != following:
             (r, scale), (r_end, scale_end) = localised(level), localised(following)
             h, y = r_end - r, x / scale
             dW = math.sqrt(h) * noise(level, following)
@@ -59,7 +59,7 @@ def sra1(denoise: Denoiser, x: State, levels: Levels, noise: Callable[..., State
         f = denoise(x, level)
         if following.sigma == 0:
             x = f
-        else:
+        elif level != following:
             (r, scale), (r_end, scale_end) = localised(level), localised(following)
             h, y = r_end - r, x / scale
             z = noise(level, middle := Level(1.0, (r + h / 2) ** -0.5, math.nan))
