@@ -11,6 +11,7 @@ import torch
 
 from fastdiff import EDM, VP, Sampler
 from fastdiff.continuous import SDEProcess
+from fastdiff.process import CLEAN, Level, Levels
 from fastdiff.sde import VPSDE
 from tests.tolerances import CLOSED_FORM
 
@@ -145,6 +146,24 @@ def test_one_launch_per_evaluation(solver, options, prediction):
     plan = Sampler(model, solver=solver, prediction=prediction, steps=9, **options).plan()
     assert len(plan.launches) <= plan.evaluations + 1
     assert max(len(launch.inputs) for launch in plan.launches) <= 8
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_levels_that_repeat_and_pure_noise_are_steps_too(order):
+    """A grid may repeat a level, and a chain may start at alpha = 0: neither is a second node of a polynomial."""
+
+    def run(levels, **options):
+        class Given(VP):
+            def levels(self, steps=None, schedule=None, **unused):
+                return Levels(levels, self)
+
+        options |= {"order": order, "process": Given.linear(), "prediction": "x0"}
+        return Sampler(model, solver="dpm_singlestep", **options, **F64)((2, 3), seeds=1)
+
+    a, b, c = Level(0.5, 0.8, 700.0), Level(0.7, 0.6, 400.0), Level(0.9, 0.3, 100.0)
+    assert run([a, a, b, b, c, c, CLEAN], solver_type="heun").isfinite().all()
+    assert torch.equal(run([a, a, CLEAN]), run([a, CLEAN]))
+    assert run([Level(0.0, 1.0, 999.0), a, b, c, CLEAN]).isfinite().all()
 
 
 def test_a_sign_of_diffusers_can_be_had():
