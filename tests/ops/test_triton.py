@@ -29,7 +29,8 @@ compiled = pytest.mark.skipif(INTERPRETED, reason="is about a process without TR
 
 EVERY_BACKEND = (  # of tests/ops
     "strides_and_alignment or empty or casts or every_dtype or nan_passes or most_draws or refusals "
-    "or test_sum_squares or frozen or seed_only or other_dtypes or values_are_those_of_eager or gradients_are_those_of_eager"
+    "or test_sum_squares or frozen or seed_only or other_dtypes or values_are_those_of_eager "
+    "or gradients_are_those_of_eager"
 )
 
 
