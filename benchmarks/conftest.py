@@ -21,13 +21,14 @@ def measure(benchmark):  # type: ignore[no-untyped-def]
 
         try:
             with torch.no_grad():
-                for _ in range(3):
+                for _ in range(4):
+                    start = time.perf_counter()
                     function()
-                start = time.perf_counter()
-                function()
-                once = time.perf_counter() - start
+                    once = time.perf_counter() - start
+                    if once > SECONDS:
+                        break
                 iterations = max(1, min(1000, int(2e-4 / once)))
-                rounds = max(10, min(300, int(SECONDS / (once * iterations))))
+                rounds = max(3 if once > SECONDS else 10, min(300, int(SECONDS / (once * iterations))))
                 benchmark.extra_info.update(elements=elements, bytes_per_element=bytes_per_element)
                 benchmark.pedantic(function, rounds=rounds, iterations=iterations)
         finally:

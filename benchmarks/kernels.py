@@ -8,9 +8,10 @@
     K6  churn                         y = x + s z,          network input w = e y
     K7  noising a training batch      y = z,                network input w = a[t] x + s[t] z
     K8  with input perturbation       y = z,                network input w = a[t] x + s[t] (z + c u)
+    K9  a Brownian path's increment   y = a x + b f + s W, W the weighted sum of 28 draws; PyTorch's takes one
 
 x and y are the state (of K7 and K8 clean data and the target), f, g, h and w what the network gives and takes; z and u
-are noise, and t a step of 1000 for every sample. K7 and K8 have not been measured on a GPU yet.
+are noise, and t a step of 1000 for every sample. K7, K8 and K9 have not been measured on a GPU yet.
 
 Precisions: all float32; float32 state beside a bfloat16 network; all bfloat16. Bytes are those of every tensor read or
 written once.
@@ -90,6 +91,7 @@ KERNELS = (
     Kernel("K6", 1, 1, (1.0, S, E, E * S), _k6),
     Kernel("K7", 1, 1, (0.0, 1.0, A, S), _k7, levels=1000),
     Kernel("K8", 1, 2, (0.0, 1.0, 0.0, A, S, C * S), _k8, levels=1000),
+    Kernel("K9", 2, 28, (A, B, *28 * [S * 28**-0.5]), _k2),
 )
 PRECISIONS = {  # of the state, of the network
     "fp32": (torch.float32, torch.float32),
