@@ -1,7 +1,7 @@
 """Data whose flow and marginals are known, and runs of a solver between two noise levels of them.
 
 Everything is in VE terms (u = x / alpha, s = sigma / alpha), where the probability flow of one data set is the same on
-every process. States are one sample [1, n] of n numbers, each of them a run of its own.
+every process. A state [B, n] is B n numbers, each of them a run of its own; one sample [1, n] is the quickest.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ FIRST, LAST = 4.0, 0.3
 class Mixture:
     """Data sum_k p_k N(m_k, s_k^2) in one dimension."""
 
-    def __init__(self, p: Sequence[float], m: Sequence[float], s: Sequence[float]):
+    def __init__(
+        self, p: Sequence[float] = (0.4, 0.6), m: Sequence[float] = (-0.8, 0.6), s: Sequence[float] = (0.6, 0.4)
+    ):
         self.p, self.m, std = (torch.tensor(values, dtype=torch.float64) for values in (p, m, s))
         self.variance = std.square()
 
-    def denoise(self, u: Tensor, s: float) -> Tensor:
-        """E[x_0 | u]."""
-        v = self.variance + s**2
+    def denoise(self, u: Tensor, s: Tensor | float) -> Tensor:
+        """E[x_0 | u] for u [B, n] at noise s: one number, or [B]."""
+        v = self.variance + (s.reshape(-1, 1, 1) if isinstance(s, Tensor) else s) ** 2
         d = u[..., None] - self.m
         r = (self.p.log() - v.log() / 2 - d**2 / (2 * v)).softmax(-1)
         return (r * (self.m + self.variance / v * d)).sum(-1)
@@ -66,7 +68,7 @@ class Run:
         return (last, first) if self.upwards else (first, last)
 
     def __call__(self, u: Tensor, noise: Callable[[int, int], Tensor] | None = None) -> Tensor:
-        """From states u [1, n] in VE terms to those at the end."""
+        """From states u [B, n] in VE terms to those at the end."""
         start, end = self.ends
         states = self.sampler(u.shape, x_init=start.alpha * u, noise=noise, return_trajectory=True)[1]
         return states[-1 if self.upwards else -2] / end.alpha
@@ -75,34 +77,32 @@ class Run:
 # --- where solvers run ------------------------------------------------------------------------------------------------
 
 
-def sigmas(denoise: Callable[[Tensor, float], Tensor], steps: int, **options: Any) -> Run:
-    """On noise levels; the first steps, to which multistep solvers give lower orders, are short."""
-    t = np.linspace(0, 1, steps + 1) ** 2
-    grid = (FIRST**0.2 + t * (LAST**0.2 - FIRST**0.2)) ** 5
-
-    def model(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoise(x, sigma.item())
-
-    return _run(model, process="edm", sigmas=[*grid.tolist(), 0.0], **options)
+def sigmas(denoise: Callable[..., Tensor], steps: int, upwards: bool = False, **options: Any) -> Run:
+    """On noise levels; the steps that are first (`upwards`: towards more noise) are short: multistep solvers give them
+    lower orders."""
+    t = np.linspace(0, 1, steps + 1)
+    bent = 1 - (1 - t) ** 2 if upwards else t**2
+    grid = (FIRST**0.2 + bent * (LAST**0.2 - FIRST**0.2)) ** 5
+    return _run(denoise, process="edm", sigmas=[*grid.tolist(), 0.0], **options)
 
 
-def chain(denoise: Callable[[Tensor, float], Tensor], steps: int, **options: Any) -> Run:
+def chain(denoise: Callable[..., Tensor], steps: int, **options: Any) -> Run:
     """On equally spaced steps of a DDPM chain, `steps` a divisor of 1280."""
     process = fastdiff.VP.linear(3200)
     grid = range(1600, 319, -1280 // steps)
     return _run(_at_level(denoise, process.level), process=process, timesteps=list(grid), **options)
 
 
-def times(denoise: Callable[[Tensor, float], Tensor], steps: int, **options: Any) -> Run:
+def times(denoise: Callable[..., Tensor], steps: int, **options: Any) -> Run:
     """On equally spaced times of the variance-preserving SDE."""
     process = SDEProcess(VPSDE())
     model = _at_level(denoise, lambda label: process.level(label / 999))
     return _run(model, process=process, timesteps=np.linspace(0.5, 0.1, steps + 1), **options)
 
 
-def _at_level(denoise: Callable[[Tensor, float], Tensor], level_of: Callable[[float], Level]) -> Callable[..., Tensor]:
+def _at_level(denoise: Callable[..., Tensor], level_of: Callable[[float], Level]) -> Callable[..., Tensor]:
     def model(x: Tensor, t: Tensor) -> Tensor:
-        level = level_of(t.item())
+        level = level_of(t[0].item())
         return denoise(x / level.alpha, level.sigma_ve)
 
     return model
@@ -130,7 +130,9 @@ def intervals(sampler: fastdiff.Sampler) -> list[Interval]:
 
         return solver(denoise, x, levels, told_noise, **options)
 
-    sampler.replace(solver=spy).trace(sampler.levels)
+    spied = sampler.replace(solver=spy)
+    told.clear()  # making it may have traced it
+    spied.trace(sampler.levels)
     return told
 
 

@@ -19,7 +19,7 @@ from tests.tolerances import ORDER
 
 from .closed_form import FIRST, Mixture, Run, chain, moments, sigmas, times
 
-MIXTURE = Mixture(p=(0.4, 0.6), m=(-0.8, 0.6), s=(0.6, 0.4))
+MIXTURE = Mixture()
 MEAN, STD = 0.3, 0.5
 GAUSSIAN = Mixture(p=(1.0,), m=(MEAN,), s=(STD,))
 POINTS = FIRST * torch.linspace(-1.8, 1.8, 13, dtype=torch.float64)[None]
@@ -140,10 +140,36 @@ def moment_error(run: Run, brownian: bool = False) -> float:
     return math.hypot(mean - MEAN, std - end)
 
 
+UPWARDS = [
+    (
+        name,
+        {**options, "lower_order_final": False} if name == "unipc" else options,
+        order,
+    )  # no step to clean data there
+    for name, options, order in registered(stochastic=False)
+    if name != "ddim_inversion"  # which only goes there
+]
+
+
 @pytest.mark.parametrize("case", [*registered(stochastic=False), *FLOW], ids=named)
 def test_order_on_the_flow(case):
     name, options, order = case
     assert measured(name, options, MIXTURE, flow_error) == pytest.approx(order, abs=ORDER)
+
+
+@pytest.mark.parametrize("case", UPWARDS, ids=named)
+def test_order_upwards(case):
+    """The flow from data to noise, by `Sampler.encode`."""
+    name, options, order = case
+
+    def error(run: Run) -> float:
+        first, last = run.ends
+        u = MIXTURE.flow(POINTS, FIRST, last.sigma_ve)
+        wanted = MIXTURE.flow(u, last.sigma_ve, first.sigma_ve)
+        return float((run.sampler.encode(u) / first.alpha - wanted).square().mean().sqrt())
+
+    bent = {"upwards": True} if PLACES.get(name, sigmas) is sigmas else {}
+    assert measured(name, {**options, **bent}, MIXTURE, error) == pytest.approx(order, abs=ORDER)
 
 
 @pytest.mark.parametrize("case", [*registered(stochastic=True), *MOMENTS], ids=named)
