@@ -10,11 +10,13 @@ from torch import Tensor
 from .arguments import resolve_shape
 from .calls import make_request
 from .solvers import Driver, ddim_inversion, name_of
-from .symbols import NotLinearError
+from .symbols import Clip, Draw, NotLinearError, Point, Scaled
 from .trace import Choose
 
 if TYPE_CHECKING:
     from .sampler import Sampler
+
+ONE_WAY = ("dpm_fast", "predictor_corrector")  # whose formulas take the first level for the noisiest
 
 
 @torch.no_grad()
@@ -23,7 +25,7 @@ def encode(sampler: Sampler, x: Tensor, labels: Any = None, cond: dict[str, Any]
     solver = name_of(sampler.solver)
     draws, chooses = _looked_at(sampler)
     driven = isinstance(sampler.solver, Driver) and not sampler.solver.encodes
-    if driven or sampler.solver is ddim_inversion or chooses:
+    if driven or sampler.solver is ddim_inversion or chooses or solver in ONE_WAY:
         raise ValueError(f"solver must make steps from level to level to encode, got {solver!r}")
     if sum(level.sigma > 0 for level in sampler.levels) < 2:
         raise ValueError(f"steps must give at least 2 noisy levels to encode, got {sampler.levels.steps}")
@@ -40,7 +42,10 @@ def _looked_at(sampler: Sampler) -> tuple[bool, bool]:
     if isinstance(sampler.solver, Driver):
         return False, False
     try:
-        trace = sampler.trace(sampler.levels, noise=True)
+        trace = sampler.trace(sampler.levels)
     except NotLinearError:
         return False, False
-    return any(z.k > 0 for z in trace.noise), any(isinstance(event, Choose) for event in trace.events)
+    values = [value for event in trace.events for value in event.values]
+    values += [atom.value for atom in trace.atoms if isinstance(atom, (Point, Clip, Scaled))]
+    draws = any(isinstance(atom, Draw) and atom.k > 0 for value in values for atom in value.terms)
+    return draws, any(isinstance(event, Choose) for event in trace.events)

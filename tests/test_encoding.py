@@ -77,6 +77,8 @@ def test_labels_and_cond_reach_the_network():
     [
         ("euler_ancestral", {}, "solver must be deterministic to encode, and 'euler_ancestral' draws noise"),
         ("heun", {"S_churn": 10.0}, "solver must be deterministic to encode, and 'heun' draws noise"),
+        ("euler_ancestral", {"noise": "brownian"}, "solver must be deterministic to encode"),
+        ("dpm_fast", {"steps": 6}, "solver must make steps from level to level to encode, got 'dpm_fast'"),
         ("ddim", {"eta": 0.5}, "solver must be deterministic to encode, and 'ddim' draws noise"),
         ("ddim_inversion", {}, "solver must make steps from level to level to encode, got 'ddim_inversion'"),
         (
