@@ -236,5 +236,5 @@ def test_refusals_of_samplers():
             sampler((2, 5), **given)
     with pytest.raises(ValueError, match="make fewer steps"):
         Sampler(gaussian, solver="euler_ancestral", sigmas=[0.9999, 0.9998, 0.0], noise="brownian")
-    with pytest.raises(ValueError, match="one level for all samples"):
+    with pytest.raises(ValueError, match="norm must be 'batch' with noise='brownian'"):
         Sampler(gaussian, solver="dpm_adaptive", sigmas=FINE, noise="brownian", eta=1.0)((2, 5), seeds=0)
