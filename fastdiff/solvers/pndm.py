@@ -99,6 +99,8 @@ class _Rule:
         self._denoise, self._levels = denoise, levels
         self._history = check_choice("history", history, ("eps", "output"))
         self._stride = check_count("stride", stride, 0)
+        if stride and denoise.upwards:
+            raise ValueError(f"stride must be 0 to go towards more noise, got {stride}")
 
     def value(self, x: State, level: Level) -> State:
         """One evaluation: the predicted noise, or the network's output."""

@@ -242,3 +242,9 @@ def test_what_pndm_refuses(options, message):
 def test_heun_start_needs_no_timesteps():
     assert run("pndm", 10 * START, start="heun", sigmas=SIGMAS).isfinite().all()
     assert close(run("pndm", 10 * START, start="heun", sigmas=[10.0, 0.0]), network(10 * START, START))
+
+
+def test_a_stride_only_leads_to_less_noise():
+    sampler = Sampler(network, solver="pndm", stride=20, **{**CHAIN, "timesteps": [80, 60, 40, 20, 0]}, **F64)
+    with pytest.raises(ValueError, match="stride must be 0 to go towards more noise, got 20"):
+        sampler.encode(START)
