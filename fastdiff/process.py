@@ -229,29 +229,26 @@ class VP(Process):
         return round(level.time * self.T / 1000.0 if self.rescale_timesteps else level.time)
 
     def levels(self, steps=None, schedule=None, **options):  # type: ignore[no-untyped-def]
-        """Respaced as guided-diffusion does: an int, "10,5,5" or "ddim50"; None keeps all T steps."""
+        """Respaced as guided-diffusion does: an int, "10,5,5" or "ddim50"; None keeps all T steps.
+
+        alpha_bar is rebuilt from the chain's betas, as in guided-diffusion. The product differs from the original by
+        rounding only, but where alpha_bar is 1e-9 (the noisiest cosine steps) that rounding shows in x_0.
+        """
         if schedule is not None or options:
             name, value = ("schedule", schedule) if schedule is not None else next(iter(options.items()))
             raise ValueError(f"{name} must be left out for a VP process (steps= is its respacing), got {value!r}")
         kept = schedules.space_timesteps(self.T, "" if steps is None else steps)
-        return self._respaced(kept[::-1])
-
-    def _respaced(self, steps: Sequence[int]) -> Levels:
-        """The chain of these original steps, noisiest first, with alpha_bar rebuilt from its betas.
-
-        The product differs from the original alpha_bar by rounding only, but where alpha_bar is 1e-9 (the noisiest
-        cosine steps) that rounding shows in x_0; guided-diffusion's published chains are the rebuilt ones.
-        """
-        abar = self.alphas_cumprod[list(steps)[::-1]]
-        rebuilt = np.cumprod(1.0 - (1.0 - abar / np.append(1.0, abar[:-1])))[::-1]
-        noisy = [self.level(t, float(a)) for t, a in zip(steps, rebuilt)]
+        abar = self.alphas_cumprod[kept]
+        rebuilt = np.cumprod(1.0 - (1.0 - abar / np.append(1.0, abar[:-1])))
+        noisy = [self.level(t, float(a)) for t, a in zip(kept[::-1], rebuilt[::-1])]
         return Levels([*noisy, CLEAN], self)
 
     def levels_at(self, values):  # type: ignore[no-untyped-def]
+        """Explicit original steps, with their own alpha_bar."""
         steps = [check_count("timesteps", v, 0) for v in values]
         if not steps or max(steps) >= self.T or any(b >= a for a, b in pairwise(steps)):
             raise ValueError(f"timesteps must be strictly decreasing integers below {self.T}, got {list(values)!r}")
-        return self._respaced(steps)
+        return Levels([*map(self.level, steps), CLEAN], self)
 
     def level_at_sigma(self, sigma_ve: float) -> Level:
         with np.errstate(divide="ignore"):  # infinite at a zero terminal SNR

@@ -110,7 +110,8 @@ def iddpm(
     for i in range(M, 0, -1):
         u[i - 1] = math.sqrt((u[i] ** 2 + 1) / max(float(abar[i - 1] / abar[i]), C_1) - 1)
     kept = u[(u >= sigma_min) & (u <= sigma_max)]
-    return _terminated(kept[np.round((len(kept) - 1) * _ramp(n)).astype(int)])
+    stride = (len(kept) - 1) / max(n - 1, 1)
+    return _terminated(kept[np.round(stride * np.arange(n)).astype(int)])
 
 
 def beta_quantiles(n: int, sigma_min: float, sigma_max: float, alpha: float = 0.6, beta: float = 0.6) -> Array:

@@ -41,6 +41,14 @@ def test_iddpm_keeps_published_levels():
     assert 0 < np.abs(rounded[:-1] / grid[:-1] - 1).max() < 1e-3
 
 
+def test_iddpm_rounds_indices_half_to_even():
+    """46 levels lie inside the limits, so index i of 11 is round(4.5 i): 31.5 is 32."""
+    levels = schedules.iddpm(46, 0.1, 20.0, M=50, C_1=1e-4)
+    assert len(set(levels.tolist())) == 47
+    chosen = schedules.iddpm(11, 0.1, 20.0, M=50, C_1=1e-4)
+    assert chosen[:-1].tolist() == levels[[0, 4, 9, 14, 18, 22, 27, 32, 36, 40, 45]].tolist()
+
+
 @pytest.mark.parametrize(("name", "middle"), [("beta_quantiles", 25.01), ("laplace", 1.0)])
 def test_quantile_grids_end_at_their_limits(name, middle):
     """Symmetric distributions have their centre in the middle: of sigma (beta), of log sigma (Laplace at 0)."""
@@ -142,6 +150,14 @@ def test_posterior_tables_satisfy_bayes_rule():
     assert np.allclose(q.posterior_variance[i], 1 / precision, rtol=1e-10)
     assert np.allclose(q.posterior_mean_coef1[i], np.sqrt(prev) / (1 - prev) / precision, rtol=1e-10)
     assert np.allclose(q.posterior_mean_coef2[i], np.sqrt(1 - beta) / beta / precision, rtol=1e-10)
+
+
+def test_explicit_steps_have_their_own_alpha_bar():
+    """That of a respaced chain is rebuilt from its betas, and rounds: by 4e-9 of it where it is 2e-9."""
+    process, steps = VP.cosine(1000), [999, 666, 333, 0]
+    own = np.sqrt(process.alphas_cumprod[steps]).tolist()
+    assert [level.alpha for level in process.levels_at(steps)] == [*own, 1.0]
+    assert process.levels("4")[0].alpha == pytest.approx(own[0], rel=1e-8)
 
 
 def test_levels():
