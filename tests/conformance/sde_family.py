@@ -56,7 +56,7 @@ def pc_options(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
         "process": SDEProcess(sde, a["continuous"]),
         "prediction": "score" if a["sde"] == "ve" else "eps",
         "solver": "predictor_corrector",
-        "timesteps": np.linspace(1, a["eps"], a["N"]),
+        "timesteps": torch.linspace(1, a["eps"], a["N"], dtype=torch.float64).numpy(),
         "predictor": a["predictor"],
         "corrector": a["corrector"],
         "snr": a["snr"],
