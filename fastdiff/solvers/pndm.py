@@ -155,7 +155,7 @@ def pndm(
     history: str = "eps",
     stride: int = 0,
 ) -> Iterator[State]:
-    """PNDM without time shift, as diffusers has it; its order of convergence is 2 (Liu et al. 2022, Sec. 3.3).
+    """PNDM without time shift, as diffusers has it; its order of convergence is 2 (Liu et al. 2022).
 
     Args:
         start: "runge_kutta": three steps of 4 evaluations, then Adams-Bashforth of order 4, which is `f_pndm`; "heun":
