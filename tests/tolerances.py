@@ -88,4 +88,4 @@ BROWNIAN_WEIGHTS = 1e-10
 """Weights of a Brownian increment: log2 of a level says where it is to 1e-11 of the tree's cells."""
 
 ORDER = 0.25
-"""An order of convergence measured by one doubling of the steps, tests/solvers/test_order.py; neighbours are 1 apart."""
+"""An order of convergence measured by one doubling of the steps (tests/solvers/test_order.py); they are 1 apart."""
