@@ -111,9 +111,7 @@ class TensorEngine:
         self, function: Callable[..., Tensor], values: Sequence[Tensor], count: int, told: Sequence[float]
     ) -> list[Tensor]:
         """The numbers of `Denoiser.measure`, each [B, 1, ...]."""
-        squares = torch.stack(
-            [torch.linalg.vector_norm(v.flatten(1), dim=1, dtype=torch.float64) for v in values]
-        ).square()
+        squares = torch.stack([torch.linalg.vector_norm(flat(v), dim=1, dtype=torch.float64) for v in values]).square()
         numbers = torch.tensor(told, dtype=torch.float64, device=squares.device)
         measured = require_measured(function(squares, numbers), count, values[0].shape[0]).to(values[0].dtype)
         return list(measured.reshape(count, -1, *(1,) * (values[0].ndim - 1)))
@@ -131,6 +129,11 @@ class TensorEngine:
     def exp_scale(self, a: float, variance: Tensor | None, b: float, value: Tensor) -> Tensor:
         """exp(a variance + b) value."""
         return torch.exp(a * require_variance(variance, value.shape) + b) * value
+
+
+def flat(x: Tensor) -> Tensor:
+    """A state [B, ...] as [B, n]; n = 1 where samples are numbers, [B]."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 
 def split_variance(output: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:

@@ -19,6 +19,7 @@ from .calls import make_request
 from .compiler import compile_plan
 from .course import Kind, course
 from .differentiable import recomputing, walk
+from .engine import flat
 from .errors import check_count
 from .executor import Executor
 from .process import Level
@@ -200,8 +201,8 @@ def log_prob(
         log_std: Any = elements * density.log_std
         if density.learned is not None and variance is not None:
             log_scale = density.learned[0] * variance + density.learned[1]
-            residual, log_std = residual * torch.exp(-log_scale), log_std + log_scale.flatten(1).sum(1)
-        rows[step] = -0.5 * residual.square().flatten(1).sum(1) - log_std - elements * HALF_LOG_2PI
+            residual, log_std = residual * torch.exp(-log_scale), log_std + flat(log_scale).sum(1)
+        rows[step] = -0.5 * flat(residual).square().sum(1) - log_std - elements * HALF_LOG_2PI
 
     request.report = report
     walk(found.executor, recomputing(request) if checkpoint else request)
@@ -229,7 +230,7 @@ def log_prob_of_call(sampler: Sampler, request: Request) -> Callable[[], Tensor]
 
         def remembered(draw: int, step: int) -> Tensor:
             z = noise(draw, step)
-            squares[draw] = z.double().square().flatten(1).sum(1)
+            squares[draw] = flat(z).double().square().sum(1)
             return z
 
         request.noise = remembered

@@ -12,6 +12,7 @@ from torch import Tensor
 from .adaptive import check_driven, check_own_steps
 from .continuous import Flow, SDEProcess
 from .denoiser import Denoiser
+from .engine import flat
 from .errors import check_choice, check_positive
 from .odes import ADAPTIVE, solve
 from .process import Level
@@ -170,10 +171,10 @@ class _Run:
             return change.view(y.shape)
 
         def worst(error: Tensor) -> Tensor:
-            return error.view(len(x), -1).square().mean(1).sqrt().max()
+            return flat(error.view(x.shape)).square().mean(1).sqrt().max()
 
         start = x.double() / levels[0].alpha if path.scaled else x.double()
-        found = solve(derivative, start.flatten(1), points, "runs of solver 'ode'", method, rtol, atol, worst)
+        found = solve(derivative, flat(start), points, "runs of solver 'ode'", method, rtol, atol, worst)
         for step, y in enumerate(found):
             x = state(y, levels[step + 1])
             self.report(step, levels[step], x)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .engine import flat
 from .errors import check_finite
 
 Function = Callable[[Tensor], Tensor]
@@ -38,7 +39,7 @@ class DynamicThresholding:
 
     def __call__(self, x0: Tensor) -> Tensor:
         """The thresholded x_0 [B, ...], of its dtype; quantiles interpolate linearly between two elements."""
-        size = x0.abs().flatten(1)
+        size = flat(x0.abs())
         place = self.ratio * (size.shape[1] - 1)
         low = math.floor(place)
         largest = size.topk(size.shape[1] - low, dim=1).values

@@ -99,7 +99,7 @@ class Walk:
     def _launch(self, launch: Launch) -> None:
         slots = self._slots
         if self._noise:
-            self._draw(launch)
+            self._draw(launch.inputs)
         inputs = [slots[slot] for slot in launch.inputs]
         table, like = next(self._launches)
         rows = None if launch.rows is None else slots[launch.rows]
@@ -128,9 +128,9 @@ class Walk:
         self._executor.combine(inputs, table, rows, seeds, launch.draws, variance, launch.clip, out)
         return out
 
-    def _draw(self, launch: Launch) -> None:
-        """Ask for the noise a launch reads: once each, in the order of the draws, so with those drawn before it."""
-        while any(self._slots[s] is None for s in launch.inputs):
+    def _draw(self, read: Sequence[int]) -> None:
+        """Ask for the noise that is read: once each, in the order of the draws, so with those drawn before it."""
+        while any(self._slots[s] is None for s in read):
             noise, slot = self._noise.popleft()
             assert self._calls.noise is not None
             z = self._calls.noise(noise.k, noise.step)
@@ -176,6 +176,8 @@ class Walk:
         slots, event = self._slots, call.event
         assert isinstance(event, Choose)
         remembers = event.term is not None
+        if self._noise:
+            self._draw(call.slots)
         things = [self._calls.terms.memory[event.term]] if remembers else [slots[slot] for slot in call.slots]  # type: ignore[index]
         slots[_made(call)] = event.selector(*things, self._candidates(event))
 

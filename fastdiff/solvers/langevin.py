@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, State
+from ..engine import flat
 from ..errors import check_positive
 from ..process import Level, Levels
 from .registry import register
@@ -77,10 +78,10 @@ class Metropolis:
 
         def misses(target: Tensor, start: Tensor, slope: Tensor) -> Tensor:
             away = target - start - told[0] * slope
-            return away.flatten(1).double().square().sum(1) / (4 * told[0])
+            return flat(away).double().square().sum(1) / (4 * told[0])
 
         climbed = self.energy(x).reshape(len(x)).double() - self.energy(y).reshape(len(x)).double()
-        uniform = torch.special.log_ndtr(z.flatten(1)[:, 0].double())  # ln of a uniform number
+        uniform = torch.special.log_ndtr(flat(z)[:, 0].double())  # ln of a uniform number
         return (uniform < climbed - misses(x, y, s_y) + misses(y, x, s_x)).long()
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, State
+from ..engine import flat
 from ..errors import check_choice, check_count
 from ..prediction import PreviousX
 from ..process import CLEAN, VP, Level, Levels
@@ -25,12 +26,12 @@ RULES = ("paper", "ts_dpm", "ts_adm")
 
 def variance(x: Tensor) -> Tensor:
     """The unbiased variance over the elements of every sample of x [B, ...], float64 [B]; x itself is not copied."""
-    flat = x.flatten(1)
-    n = flat.shape[1]
+    rows = flat(x)
+    n = rows.shape[1]
     if n < 2:
         raise ValueError(f"a time shift needs samples of at least 2 elements, got a state of shape {list(x.shape)}")
-    squares = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
-    return (squares - flat.sum(1, dtype=torch.float64).square() / n) / (n - 1)
+    squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+    return (squares - rows.sum(1, dtype=torch.float64).square() / n) / (n - 1)
 
 
 def nearest_variance(x: Tensor, variances: Tensor) -> Tensor:

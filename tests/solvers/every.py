@@ -27,7 +27,7 @@ def network(x: Tensor, t: Tensor) -> Tensor:
 
 def energy(x: Tensor) -> Tensor:
     """Whose gradient `network` is minus of."""
-    return (0.1 * torch.cos(3 * x) - 0.2 * x**2).flatten(1).sum(1)
+    return (0.1 * torch.cos(3 * x) - 0.2 * x**2).reshape(len(x), -1).sum(1)
 
 
 def short_run(name: str, steps: int = 7, **options: Any) -> Sampler:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastdiff import ops
 from fastdiff.plan import Call
 from fastdiff.solvers import FACTS, SOLVERS
 from fastdiff.trace import Choose, Measure
@@ -20,6 +21,7 @@ from tests.tolerances import SMALL_SIGMA
 from .every import PLANNED, short_run
 
 LINES = 30
+SEEDS = torch.tensor([5, 6, 7, 8])
 START = torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(3, 5)
 BENDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -92,3 +94,23 @@ def test_one_step_is_finite_or_refused(name):
         assert "at least" in str(error)
     else:
         assert made((3, 5), seeds=1, **start).isfinite().all()
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_samples_may_be_numbers_and_noise_a_function(name):
+    """States [B]; and the draws that a run asks a function for are the lines' own, in their order."""
+    asked = []
+
+    def noise(draw, step):
+        asked.append((draw, step))
+        return ops.normal(SEEDS, (4,), draw, torch.float64)
+
+    start = {"x_init": START.flatten()[:4]} if name == "ddim_inversion" else {}
+    compiled, readable = short_run(name), short_run(name, compiled=False)
+    x = compiled((4,), seeds=SEEDS, **start)
+    for run in (readable((4,), seeds=SEEDS, **start), compiled((4,), noise=noise, **start)):
+        assert (x - run).abs().max() <= SMALL_SIGMA * x.abs().max()
+    once = asked.copy()
+    asked.clear()
+    readable((4,), noise=noise, **start)
+    assert list(dict.fromkeys(asked)) == once  # where samples choose, the lines run once for each
