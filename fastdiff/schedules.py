@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .errors import check_choice, check_count, check_positive
@@ -101,11 +102,12 @@ def iddpm(
     """iDDPM's levels u_M = 0, u_(j-1) = sqrt((u_j^2 + 1) / max(abar(j-1)/abar(j), C_1) - 1) (Karras et al., Table 1).
 
     Of the levels inside the limits, `n` are taken at evenly spaced, rounded indices. `float32_table=True` evaluates the
-    cosine table abar in float32, as EDM's published code does (a relative change of about 1e-6).
+    cosine table abar in float32, as EDM's published code does (a relative change of about 1e-6), and with the sine of
+    PyTorch, whose last bit is not NumPy's.
     """
     _limits(n, sigma_min, sigma_max)
-    j = np.arange(M + 1, dtype=np.float32 if float32_table else np.float64)
-    abar = np.sin(j.dtype.type(0.5 * math.pi) * j / j.dtype.type(M) / j.dtype.type(C_2 + 1)) ** 2
+    j = torch.arange(M + 1, dtype=torch.float32 if float32_table else torch.float64)
+    abar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
     u = np.zeros(M + 1)
     for i in range(M, 0, -1):
         u[i - 1] = math.sqrt((u[i] ** 2 + 1) / max(float(abar[i - 1] / abar[i]), C_1) - 1)
