@@ -5,7 +5,7 @@ import torch
 FLOAT32_STATE = 2e-5
 """Largest difference between a run with a float32 state and the same run in float64, relative to the largest value."""
 
-FLOAT32_FLOOR_FACTOR = 3
+FLOAT32_FLOOR_FACTOR = 4
 """How many times the change caused by rounding only what a run and its network exchange a float32 run may differ."""
 
 FLOAT32_GRID = 2e-6
