@@ -18,7 +18,7 @@ from .errors import check_choice, check_count, check_finite, check_positive
 from .executor import Executor
 from .exposure.schedules import epsilon_scales
 from .process import Level
-from .readable import sample_of, start_state, tensor_engine
+from .readable import samples_of, start_state, tensor_engine
 from .request import Request
 from .solvers.ancestral import split
 from .solvers.dpm_fast import noisy_ends
@@ -144,7 +144,7 @@ class DPMAdaptive(Driver):
     def _one_at_a_time(self, sampler: Sampler, request: Request, **options: Any) -> Tensor:
         if request.report is not None:
             raise ValueError("norm must be 'batch' to observe a run with compiled=False, whose samples run one by one")
-        return torch.cat([self(sampler, sample_of(request, b), **options) for b in range(request.shape[0])])
+        return torch.cat([self(sampler, sample, **options) for sample in samples_of(request)])
 
 
 dpm_adaptive = register(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,8 +113,13 @@ def _levels(sampler: Sampler, request: Request) -> list[Level | None]:
     return [event.level for event in events if isinstance(event, Report)]
 
 
-def sample_of(request: Request, b: int) -> Request:
-    """The request of sample b alone."""
+def samples_of(request: Request) -> list[Request]:
+    """The requests of the samples one by one; noise that comes as tensors is asked for once for all."""
+    shared = replace(request, noise=None if request.noise is None else cache(request.noise))
+    return [_sample_of(shared, b) for b in range(request.shape[0])]
+
+
+def _sample_of(request: Request, b: int) -> Request:
     batch, noise = request.shape[0], request.noise
 
     def only(value: Any) -> Any:
@@ -135,14 +140,14 @@ def sample_of(request: Request, b: int) -> Request:
 def _one_at_a_time(sampler: Sampler, request: Request) -> Tensor:
     if any(getattr(term, "batch_window", False) for term in request.terms):
         raise ValueError("batch_window must be False for samples that run one at a time (boosting with compiled=False)")
-    batch, reports = request.shape[0], []
+    reports = []
 
-    def alone(b: int) -> Tensor:
+    def alone(sample: Request) -> Tensor:
         seen: list[Any] = []
         reports.append(seen)
-        return run_on_tensors(sampler, replace(sample_of(request, b), report=lambda *report: seen.append(report)))
+        return run_on_tensors(sampler, replace(sample, report=lambda *report: seen.append(report)))
 
-    final = torch.cat([alone(b) for b in range(batch)])
+    final = torch.cat([alone(sample) for sample in samples_of(request)])
     for level, *together in zip(_levels(sampler, request), *reports) if request.report is not None else ():
         states, denoised = ([report[i] for report in together] for i in (2, 3))
         observer: Any = request.report

@@ -87,7 +87,7 @@ def f_pndm(
             slope = (e + 2 * e2 + 2 * e3 + e4) / 6
         else:
             slope = extrapolated([e, *past])
-        past = [denoise.keep(e), *past][:3]
+        past = [denoise.store(e), *past][:3]
         x = transfer(x, slope, here, there)
         yield x
 

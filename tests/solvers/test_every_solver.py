@@ -113,4 +113,6 @@ def test_samples_may_be_numbers_and_noise_a_function(name):
     once = asked.copy()
     asked.clear()
     readable((4,), noise=noise, **start)
+    a, b = (run((4,), generator=torch.Generator().manual_seed(3), **start) for run in (compiled, readable))
+    assert (a - b).abs().max() <= SMALL_SIGMA * a.abs().max()
     assert list(dict.fromkeys(asked)) == once  # where samples choose, the lines run once for each
