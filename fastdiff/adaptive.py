@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import ops
 from .compiler import compile_plan
 from .denoiser import Denoiser, State
 from .errors import check_choice, check_count, check_finite, check_positive
@@ -258,8 +259,8 @@ class _Run:
         size = torch.maximum(low.abs(), past.abs())
         ratio = (low - high) / (self.rtol * size).clamp(min=self.atol)
         flat = ratio.reshape(len(self.at), -1)
-        norms = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64) / math.sqrt(flat.shape[1])
-        return norms.cpu().numpy()
+        squares = ops.sum_squares([flat], torch.ones_like(flat[:1, :1]), backend=self.sampler.backend)  # in any batch
+        return (squares / flat.shape[1]).sqrt().cpu().numpy()
 
     def _check(self, error: Array, target: Array) -> None:
         where = f"at sigma / alpha = {math.exp(-target.min()):.4g}"

@@ -199,4 +199,8 @@ def sum_squares(
     """Per-sample sum of squares of one combination, accumulated in float64: [B]."""
     columns = _columns(inputs, table, seeds, draws, inputs[0].shape)
     y = _linear(table[:1] if rows is None else table[rows], columns)
-    return y.double().square().reshape(len(y), math.prod(y.shape[1:])).sum(1)
+    squares = y.double().square().reshape(len(y), math.prod(y.shape[1:]))
+    while (n := squares.shape[1]) > 1:  # halves are added: an order that no batch and no thread changes
+        head, rest = squares.split([(n + 1) // 2, n // 2], dim=1)
+        squares = torch.cat([head[:, : n // 2] + rest, head[:, n // 2 :]], dim=1)
+    return squares.sum(1)

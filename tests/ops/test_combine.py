@@ -232,6 +232,19 @@ def test_sum_squares(backend, device, shape, dtype):
     assert ((got - want).abs() / want).max() < ROUNDING[torch.float64]
 
 
+def test_sum_squares_of_a_sample_are_the_same_in_any_batch_and_on_any_threads(backend, device):
+    x = torch.randn(3, 40001, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    one, before, found = torch.ones(1, 1, dtype=torch.float64, device=device), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(ops.sum_squares([x], one, backend=backend))
+            found.append(torch.cat([ops.sum_squares([row], one, backend=backend) for row in x.split(1)]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(sums.equal(found[0]) for sums in found)
+
+
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("learned", [False, True, 2])
 @pytest.mark.parametrize("rows", [False, True])
