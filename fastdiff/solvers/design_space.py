@@ -124,6 +124,8 @@ def design_space(
     check_choice("order", order, (1, 2))
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be above 0 and at most 1, got {alpha}")
+    if np.shape(betas) != (2,):
+        raise ValueError(f"betas must be two numbers (beta_d, beta_min), got {betas!r}")
     to = Coordinates(time, scaling, *betas)
     for level, following in pairwise(levels):
         x_hat, hat = churn(denoise, x, level, noise, S_churn, S_min, S_max, S_noise)

@@ -57,7 +57,7 @@ def dpm_fast(
     """
     first, last = noisy_ends(levels, "dpm_fast")
     clean = levels[-1].sigma == 0
-    orders = orders_of(check_count("evaluations", evaluations or levels.steps - clean))
+    orders = orders_of(check_count("evaluations", levels.steps - clean if evaluations is None else evaluations))
     inner = np.geomspace(first.sigma_ve, last.sigma_ve, len(orders) + 1)[1:-1]
     for (level, following), order in zip(pairwise([first, *map(levels.between, inner.tolist()), last]), orders):
         down, end = following.sigma_ve, following.sigma_ve

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -81,16 +83,25 @@ def options_of(solver: Solver | Driver) -> list[str]:
 
 
 def check_options(solver: Solver | Driver, options: dict[str, Any]) -> None:
-    """Refuse an option the solver does not have, and (of the solvers here) a negative or NaN number."""
+    """Refuse an option the solver does not have, and (of the solvers here) what is no number, negative or NaN."""
     known = options_of(solver)
     anything = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(solver).parameters.values())
     for name in options:
         if name not in known and not anything:
             takes = f"takes {', '.join(known)}" if known else "takes no options"
             raise TypeError(f"solver {name_of(solver)!r} {takes}, got {name!r}")
-        value = options[name]
-        if solver in SOLVERS.values() and isinstance(value, (int, float)) and not value >= 0:  # NaN included
-            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        if solver in SOLVERS.values():
+            _check_number(name, options[name], inspect.signature(solver).parameters[name].default)
+
+
+def _check_number(name: str, value: Any, default: Any) -> None:
+    if isinstance(default, (int, float)) and not isinstance(value, Real):
+        kind = "True or False" if isinstance(default, bool) else "a number"
+        raise ValueError(f"{name} must be {kind}, got {value!r}")
+    if isinstance(value, Real) and not float(value) >= 0:  # NaN included
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+    if name in ("eta", "S_noise") and value == math.inf:
+        raise ValueError(f"{name} must be finite, got {value!r}")
 
 
 def name_of(solver: Solver | Driver) -> str:

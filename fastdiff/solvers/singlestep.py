@@ -98,7 +98,7 @@ def exponential_rk(
     check_choice("order", order, NODES)
     check_choice("predict", predict, PREDICTIONS)
     check_choice("solver_type", solver_type, SOLVER_TYPES)
-    nodes = NODES[order] if c2 is None else (c2, 2 / 3)[: order - 1]
+    nodes = NODES[order] if c2 is None else (check_finite("c2", c2), 2 / 3)[: order - 1]
     if c2 is not None and (order == 1 or not 0 < c2 <= 1 or (order == 3 and c2 >= 2 / 3)):
         raise ValueError(f"c2 must be in (0, 1] at order 2, in (0, 2/3) at order 3 and left out at order 1, got {c2}")
     for level, following in pairwise(levels):

@@ -116,3 +116,32 @@ def test_samples_may_be_numbers_and_noise_a_function(name):
     a, b = (run((4,), generator=torch.Generator().manual_seed(3), **start) for run in (compiled, readable))
     assert (a - b).abs().max() <= SMALL_SIGMA * a.abs().max()
     assert list(dict.fromkeys(asked)) == once  # where samples choose, the lines run once for each
+
+
+@pytest.mark.parametrize("name", [name for name in PLANNED if name not in ("ddim_inversion", "dpm_fast")])
+def test_a_part_of_an_image_is_kept(name):
+    """As the lines do, whatever a solver remembers of the steps before."""
+    given = {"seeds": 5, "image": START, "mask": torch.tensor([1.0, 1.0, 0.6, 0.0, 0.0])}
+    x = short_run(name)((3, 5), **given)
+    readable = short_run(name, compiled=False)((3, 5), **given)
+    assert (x - readable).abs().max() <= SMALL_SIGMA * readable.abs().max()
+    assert name in ("langevin", "mala") or x[:, :2].equal(START[:, :2])  # those end at their noise
+
+
+@pytest.mark.parametrize(
+    ("solver", "option", "message"),
+    [
+        ("euler_ancestral", {"eta": math.inf}, "eta must be finite, got inf"),
+        ("dpmpp_2m_sde", {"S_noise": math.inf}, "S_noise must be finite, got inf"),
+        ("ddim", {"eta": "a"}, "eta must be a number, got 'a'"),
+        ("heun", {"S_churn": None}, "S_churn must be a number, got None"),
+        ("dpmpp_sde", {"r": "half"}, "r must be a number, got 'half'"),
+        ("unipc", {"lower_order_final": "no"}, "lower_order_final must be True or False, got 'no'"),
+        ("dpm_fast", {"evaluations": 0}, "evaluations must be an integer of at least 1, got 0"),
+        ("exponential_rk", {"c2": "half"}, "c2 must be a number, got 'half'"),
+        ("edm_design_space", {"betas": 3.0}, r"betas must be two numbers \(beta_d, beta_min\), got 3.0"),
+    ],
+)
+def test_options_of_another_kind_are_refused(solver, option, message):
+    with pytest.raises(ValueError, match=message):
+        short_run(solver, **option)
