@@ -268,7 +268,8 @@ class Sampler(Planner):
         Args:
             shape: [B, ...], or B when the shape of a sample is known.
             seeds: one integer per sample; an int s means s, s+1, ...; None takes fresh ones from PyTorch's generator.
-                A sample depends on its seed, not on the batch, its place in it, the backend or the threads.
+                A sample depends on its seed, not on the batch, its place in it or the threads; its noise not on the
+                backend either.
             labels: class indices [B] (or one for all), or one-hot rows; passed to the model as `labels=`.
             cond: further keyword arguments of the model and the guidance terms.
             x_init: the starting state, already scaled to the first level; default: prior noise.

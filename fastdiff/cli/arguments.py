@@ -54,7 +54,7 @@ class _Option(click.ParamType):
         if not name or not equals:
             self.fail(f"expected NAME=VALUE, such as eta=0.5, got {value!r}", param, ctx)
         try:
-            return name, json.loads(text)
+            return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
         except json.JSONDecodeError:
             return name, text  # a word
 

@@ -236,10 +236,16 @@ def test_exposure_flags_are_checked_before_any_work(network, tmp_path, flags, me
 
 def test_options_of_the_solver(network, tmp_path):
     flags = ["--solver=dpmpp_2m_sde", "-o", "eta=0.5", "--option", "solver_type=heun", "-o", "schedule=exponential"]
-    result = sample(network, tmp_path / "out", *flags, "-o", "clip_denoised=[-1, 1]")
+    result = sample(network, tmp_path / "out", *flags, "-o", "clip_denoised=[-1, 1]", "-o", "thresholding=False")
     assert result.exit_code == 0, result.output
     config = json.loads(arrays(tmp_path / "out")["config"].item())
-    given = {"solver": "dpmpp_2m_sde", "eta": 0.5, "solver_type": "heun", "clip_denoised": [-1, 1]}
+    given = {
+        "solver": "dpmpp_2m_sde",
+        "eta": 0.5,
+        "solver_type": "heun",
+        "clip_denoised": [-1, 1],
+        "thresholding": False,
+    }
     assert given.items() <= config.items()
     assert "rho" not in config  # which is Karras's
 
