@@ -1,5 +1,5 @@
-// fastdiff._host: what was built, which instruction set runs, and the noise contract in NumPy arrays. pybind11, no
-// torch.
+// fastdiff._host: what was built, which instruction set runs, the noise contract in NumPy arrays, and
+// launches on small tensors. pybind11, no torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,6 +12,7 @@
 
 #include "build_info.h"
 #include "cpu/dispatch.h"
+#include "small.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -87,4 +88,11 @@ PYBIND11_MODULE(_host, module) {
              "uint32 [n]: word i is word i % 4 of the block with counter (i // 4, draw, 0, 0).");
   module.def("normals", &normals, "seed"_a, "draw"_a, "n"_a, "level"_a = py::none(),
              "float32 [n]: the normals of a sample's first n elements; level forces an instruction set.");
+  py::class_<SmallLaunch>(module, "SmallLaunch", "A launch of a plan on small CPU tensors, without the operator.")
+      .def(py::init<py::object, std::vector<int>, std::vector<std::uint32_t>, std::vector<py::object>, std::vector<int>,
+                    bool, py::object>(),
+           "table"_a, "inputs"_a, "draws"_a, "like"_a, "outputs"_a, "clip"_a, "make"_a)
+      .def("pays", &SmallLaunch::pays, "Whether the operator would keep it on the calling thread, too.")
+      .def("run", &SmallLaunch::run, "slots"_a, "seeds"_a,
+           "Read and write tensors in the list; False, with nothing done, if the operator must see to it.");
 }

@@ -10,15 +10,6 @@
 namespace fastdiff {
 namespace {
 
-// Elements that are worth a thread: memory-bound loops as in ATen, noise costs about 1 ns an element.
-constexpr std::int64_t kGrain = 32768;
-constexpr std::int64_t kNoiseGrain = 8192;
-
-std::int64_t grain_of(const Job& job) {
-  if (job.draws == 0) return kGrain;
-  return job.draws <= kFewDraws ? kNoiseGrain : kNoiseGrain * kFewDraws / job.draws;
-}
-
 // Calls run(sample, begin, end) on pieces of all samples, a piece starting at a multiple of `piece` in its sample.
 // Little work stays on the calling thread.
 template <class Run>

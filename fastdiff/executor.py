@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .ops import native
-from .ops.reference_ops import DTYPES
-from .plan import Call, Plan
+from .plan import Call, Launch, Output, Plan
 from .request import Request
 from .symbols import each
 from .trace import Evaluate, Event
-from .walk import Walk
+from .walk import ShortWay, Walk, Way
 
 WELL_CONDITIONED = 64.0
+SMALL = 32768  # elements: for more, the operator's own time is nothing
 
 
 @dataclass
@@ -34,9 +35,19 @@ class Numbers:
     told: Tensor
 
     def for_batch(self, batch: int) -> Numbers:
-        """The same with a time per sample."""
-        times, told = (flat[:, None].expand(-1, batch).contiguous() for flat in (self.times, self.told))
+        """The same with a time per sample, in memory of its own."""
+        times, told = (flat[:, None].repeat(1, batch) for flat in (self.times, self.told))
         return replace(self, times=times, told=told)
+
+    @cached_property
+    def single(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The single times, and what is told: views."""
+        return self.times.unbind(), self.told.unbind()
+
+    @property
+    def written(self) -> bool:
+        """Whether somebody who was given a time or what is told wrote to it."""
+        return bool(self.times._version or self.told._version)
 
     def clone(self) -> Numbers:
         """A copy in memory of its own."""
@@ -76,7 +87,9 @@ class Executor:
         self.combine = native.operation("combine_out", backend)
         self.sum_squares = native.operation("sum_squares", backend)
         self.places = self._lay_out()
-        self._like: dict[torch.Size, list[list[Tensor]]] = {}
+        self._ways: dict[torch.Size, list[Way]] = {}
+        self._kinds = {self._kind(output) for launch in plan.launches for output in launch.outputs}
+        self._batch: Numbers | None = None
         # A launch that cancels large terms (a long step at a tiny sigma, the noisiest cosine steps) computes in
         # float64, beside a float32 state too.
         wide = dtype == torch.float64
@@ -97,17 +110,23 @@ class Executor:
                 places[event].append(slice(begin, ends[kind]))
         return places
 
-    def like(self, shape: torch.Size) -> list[list[Tensor]]:
-        """For the outputs of every launch a tensor without memory that has their shape, dtype and device: new tensors
-        are made from one in a third of the time."""
-        if shape not in self._like:
-            kinds = [
-                [self.network_dtype if o.for_network else o.dtype or self.dtype for o in launch.outputs]
-                for launch in self.plan.launches
-            ]
-            one = {dtype: torch.empty((), dtype=dtype, device=self.device).expand(shape) for dtype in DTYPES.values()}
-            self._like = {shape: [[one[dtype] for dtype in dtypes] for dtypes in kinds]}
-        return self._like[shape]
+    def ways(self, shape: torch.Size) -> list[Way]:
+        """For every launch, on states [B, ...] of a shape: for each output a tensor that new ones are made like, in a
+        third of the time, and the short way. Those of a few shapes are kept."""
+        found = self._ways.get(shape)
+        if found is None:
+            small = self.backend == "cpu" and shape.numel() <= SMALL
+            size = shape if small else ()  # without memory
+            one = {kind: torch.empty(size, dtype=kind, device=self.device).expand(shape) for kind in self._kinds}
+            found = []
+            for launch, table in zip(self.plan.launches, self._tables):
+                like = [one[self._kind(output)] for output in launch.outputs]
+                found.append((like, _short_way(launch, table, like) if small else None))
+            self._ways = {shape: found} if len(self._ways) >= 8 else {**self._ways, shape: found}
+        return found
+
+    def _kind(self, output: Output) -> torch.dtype:
+        return self.network_dtype if output.for_network else output.dtype or self.dtype
 
     def _events(self) -> list[Event]:
         return [item.event for item in self.plan.items if isinstance(item, Call)]
@@ -138,7 +157,20 @@ class Executor:
 
     def run(self, request: Request) -> Tensor:
         """The final state, [B, ...] in the state's dtype."""
-        numbers = self.numbers.for_batch(request.shape[0])
-        walk = Walk(self, self._tables, numbers, request.shape, request.seeds, request.given, request.callbacks())
+        alone, batch = self.device.type == "cpu" and native.unobserved(), request.shape[0]
+        numbers = self._batch if alone else None
+        if numbers is None or numbers.times.shape[1] != batch or numbers.written:
+            numbers = self.numbers.for_batch(batch)
+            if alone:
+                self._batch = numbers
+        calls = request.callbacks()
+        walk = Walk(self, self._tables, numbers, request.shape, request.seeds, request.given, calls, alone)
         walk.advance(len(self.plan.items))
         return walk.final
+
+
+def _short_way(launch: Launch, table: Tensor, like: list[Tensor]) -> ShortWay | None:
+    if launch.rows is not None or launch.variance is not None or launch.measured or launch.squares:
+        return None
+    outputs = [output.slot for output in launch.outputs]
+    return native.small_launch(table, launch.inputs, launch.draws, like, outputs, launch.clip, torch.empty_like)

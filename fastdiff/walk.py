@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 _empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
 
+ShortWay = Callable[[list[Any], Tensor], bool]
+"""(slots, seeds) -> whether the launch was done on them: see `ops.native.small_launch`."""
+
+Way = tuple[list[Tensor], ShortWay | None]
+"""For the outputs of a launch tensors of their shape, dtype and device; and the short way, if there is one."""
+
 
 class Walk:
     """One run in progress: how far it came, and the tensors alive there.
@@ -30,6 +36,7 @@ class Walk:
     Args:
         tables: of `Executor.tables`; numbers: for the batch.
         seeds: int64 [B], given: the tensors [B, ...] that the plan reads, by name.
+        short: whether launches may go the short way; then `tables` are the executor's own.
 
     Only memory of the arguments is read, so that the same work can be done again with other values in it.
     """
@@ -43,14 +50,16 @@ class Walk:
         seeds: Tensor,
         given: Mapping[str, Tensor],
         calls: Callbacks,
+        short: bool = False,
     ):
         self._executor, self._plan, self._calls = executor, executor.plan, calls
         self._shape, self._seeds = shape, seeds
         self._slots: list[Any] = [None] * len(self._plan.names)
         for name, slot in self._plan.given.items():
             self._slots[slot] = given[name]
-        self._launches, self._numbers = zip(tables, executor.like(shape)), numbers
-        self._times, self._told = numbers.times.unbind(), numbers.told.unbind()
+        self._launches, self._numbers = zip(tables, executor.ways(shape)), numbers
+        self._times, self._told = numbers.single
+        self._short = short
         self._noise = deque(self._plan.noise)
         self._at = 0
 
@@ -100,8 +109,10 @@ class Walk:
         slots = self._slots
         if self._noise:
             self._draw(launch.inputs)
+        table, (like, short) = next(self._launches)
+        if short is not None and self._short and short(slots, self._seeds):
+            return
         inputs = [slots[slot] for slot in launch.inputs]
-        table, like = next(self._launches)
         rows = None if launch.rows is None else slots[launch.rows]
         if launch.measured:
             table, rows = _measured_rows(table, rows)

@@ -11,6 +11,15 @@ namespace fastdiff {
 // The sum of squares of a sample is that of its blocks, in order, so that threads cannot change it.
 constexpr std::int64_t kSumBlock = 4096;
 
+// Elements that are worth a thread: memory-bound loops as in ATen, noise costs about 1 ns an element.
+constexpr std::int64_t kGrain = 32768;
+constexpr std::int64_t kNoiseGrain = 8192;
+
+inline std::int64_t grain_of(const Job& job) {
+  if (job.draws == 0) return kGrain;
+  return job.draws <= kFewDraws ? kNoiseGrain : kNoiseGrain * kFewDraws / job.draws;
+}
+
 struct Kernels {
   const char* level;
   // Elements begin .. end - 1 of one sample, any bounds.

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import warn
 from . import reference_ops
@@ -117,6 +118,32 @@ def operation(name: str, backend: str) -> Callable[..., Any]:
 
         return getattr(triton_ops, name)
     return getattr(torch.ops.fastdiff, name).default
+
+
+def small_launch(*arguments: Any) -> Callable[[list[Any], Tensor], bool] | None:
+    """A launch of the C++ backend on small plain tensors, without PyTorch's dispatcher: (slots, seeds) -> whether it
+    was done. None if it is not small, or cannot be had.
+
+    Args:
+        arguments: of `fastdiff._host.SmallLaunch`.
+    """
+    try:
+        launch = importlib.import_module("fastdiff._host").SmallLaunch(*arguments)
+    except (ImportError, AttributeError, ValueError):  # not built, a PyTorch that lends no tensors to C
+        return None
+    return launch.run if launch.pays() else None
+
+
+def unobserved() -> bool:
+    """Whether nobody but the caller sees operators: no autograd, tracing, profiler, inference or dispatch mode."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.is_inference_mode_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.autograd._profiler_enabled()
+        or torch._C._len_torch_dispatch_stack()
+    )
 
 
 def explain() -> list[str]:
