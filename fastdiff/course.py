@@ -6,8 +6,7 @@ The same lines for tensors and for symbols.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .denoiser import Denoiser, State
 from .inpainting import with_known
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from .planning import Planner
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """What beside its levels makes one run of a sampler another plan than the next.
 
     Attributes:

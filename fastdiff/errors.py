@@ -13,6 +13,8 @@ import torch
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """`value` as an int of at least `minimum`."""
+    if type(value) is int and value >= minimum:
+        return value
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
     return int(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,6 +53,11 @@ class Progress:
         if self._show:
             self._bar.update(self._steps - self._done if kind is None else 0)
             self._bar.close()
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether nothing in x is NaN or Inf: if its sum is, nothing is; a sum can overflow."""
+    return math.isfinite(x.sum()) or bool(torch.isfinite(x).all())
 
 
 def blame(rerun: Callable[[Report], Tensor], seeds: Tensor) -> None:

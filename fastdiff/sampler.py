@@ -35,7 +35,7 @@ from .planning import Planner
 from .prediction import Prediction, get_prediction
 from .process import Level, Process, get_process
 from .readable import run_on_tensors
-from .reporting import Progress, StepInfo, blame
+from .reporting import Progress, StepInfo, all_finite, blame
 from .request import Request
 from .solvers import SOLVERS, Driver, Solver, check_options, ddpm, get_solver
 from .thresholding import DynamicThresholding, compose, get_thresholding
@@ -315,7 +315,7 @@ class Sampler(Planner):
 
         request.report = report if callback is not None or return_trajectory else None
         x = self.run(request, progress)
-        if self.check and x.numel() and not bool(torch.isfinite(x).all()):
+        if self.check and not all_finite(x):
             if generator is not None and state is not None:
                 generator.set_state(state)
             blame(lambda look: self._run_eagerly(replace(request, report=look, tick=None)), request.seeds)
