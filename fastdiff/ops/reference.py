@@ -141,7 +141,7 @@ def _columns(
         assert seeds is not None
         together = max(1, _TOGETHER // max(1, math.prod(shape)))
         for first in range(0, len(draws), together):
-            columns += _normals(seeds, shape, draws[first : first + together]).to(table.dtype)
+            columns.extend(_normals(seeds, shape, draws[first : first + together]).to(table.dtype).unbind())
     return columns
 
 
