@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ from .walk import ShortWay, Walk, Way
 
 WELL_CONDITIONED = 64.0
 SMALL = 32768  # elements: for more, the operator's own time is nothing
+KEPT = 8192  # items of plans that are ready for one shape or batch: some MB
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass
@@ -89,7 +94,7 @@ class Executor:
         self.places = self._lay_out()
         self._ways: dict[torch.Size, list[Way]] = {}
         self._kinds = {self._kind(output) for launch in plan.launches for output in launch.outputs}
-        self._batch: Numbers | None = None
+        self._batches: dict[int, Numbers] = {}
         # A launch that cancels large terms (a long step at a tiny sigma, the noisiest cosine steps) computes in
         # float64, beside a float32 state too.
         wide = dtype == torch.float64
@@ -112,7 +117,7 @@ class Executor:
 
     def ways(self, shape: torch.Size) -> list[Way]:
         """For every launch, on states [B, ...] of a shape: for each output a tensor that new ones are made like, in a
-        third of the time, and the short way. Those of a few shapes are kept."""
+        third of the time, and the short way. Those of some shapes are kept."""
         found = self._ways.get(shape)
         if found is None:
             small = self.backend == "cpu" and shape.numel() <= SMALL
@@ -122,8 +127,12 @@ class Executor:
             for launch, table in zip(self.plan.launches, self._tables):
                 like = [one[self._kind(output)] for output in launch.outputs]
                 found.append((like, _short_way(launch, table, like) if small else None))
-            self._ways = {shape: found} if len(self._ways) >= 8 else {**self._ways, shape: found}
+            self._ways = self._with(self._ways, shape, found)
         return found
+
+    def _with(self, kept: dict[K, V], key: K, value: V) -> dict[K, V]:
+        """What is kept and one more; if that is much, the new one alone."""
+        return {**kept, key: value} if (len(kept) + 1) * len(self.plan.items) <= KEPT else {key: value}
 
     def _kind(self, output: Output) -> torch.dtype:
         return self.network_dtype if output.for_network else output.dtype or self.dtype
@@ -158,11 +167,11 @@ class Executor:
     def run(self, request: Request) -> Tensor:
         """The final state, [B, ...] in the state's dtype."""
         alone, batch = self.device.type == "cpu" and native.unobserved(), request.shape[0]
-        numbers = self._batch if alone else None
-        if numbers is None or numbers.times.shape[1] != batch or numbers.written:
+        numbers = self._batches.get(batch) if alone else None
+        if numbers is None or numbers.written:
             numbers = self.numbers.for_batch(batch)
             if alone:
-                self._batch = numbers
+                self._batches = self._with(self._batches, batch, numbers)
         calls = request.callbacks()
         walk = Walk(self, self._tables, numbers, request.shape, request.seeds, request.given, calls, alone)
         walk.advance(len(self.plan.items))

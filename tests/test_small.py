@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastdiff import VP, Sampler
+from fastdiff import VP, Sampler, executor
 from fastdiff.ops import native
 from tests.solvers.every import PLANNED, network, short_run
 
@@ -157,6 +157,18 @@ def test_a_network_that_writes_to_its_time():
         sampler = Sampler(careless, steps=4, backend="cpu")
         first = run(sampler, (batch, 2, 7))
         assert torch.equal(run(sampler, (batch, 2, 7)), first)
+
+
+@pytest.mark.parametrize("kept", [1, 10**6])
+def test_batches_that_change(kept, ways, monkeypatch):
+    monkeypatch.setattr(executor, "KEPT", kept)
+    sampler = Sampler(network, steps=4, backend="cpu")
+    whole = run(sampler, (4, 2, 7))
+    for batch in (1, 3, 1, 2, 3):
+        assert torch.equal(run(sampler, (batch, 2, 7)), whole[:batch])
+    (one,) = sampler.compiled_runs.values()
+    assert len(one._ways) == len(one._batches) == (1 if kept == 1 else 4)
+    assert ways["operator"] == 0 < ways["short"]
 
 
 def test_states_of_a_run_are_nobody_elses():
