@@ -9,6 +9,7 @@ call costs once. Times are the fastest of many calls, the ways interleaved.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import time
 import warnings
@@ -59,6 +60,11 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
 Run = Callable[[], Any]
 
 
+def installed(library: str) -> bool:
+    """Whether a library is there to be compared with."""
+    return importlib.util.find_spec(library) is not None
+
+
 def network(x: Tensor, t: Any, **cond: Any) -> Tensor:
     return x
 
@@ -73,6 +79,8 @@ def own(name: str, steps: int) -> tuple[fastdiff.Sampler, Run]:
 
 def k_diffusion(name: str, steps: int) -> Run | None:
     """k-diffusion's sampler of that name; noise is drawn by randn_like, without its Brownian tree."""
+    if not installed("k_diffusion"):
+        return None
     module = k_diffusion_sampling()
     function = getattr(module, f"sample_{name}", None)
     if function is None:
@@ -87,7 +95,7 @@ def k_diffusion(name: str, steps: int) -> Run | None:
 
 def diffusers(name: str, steps: int) -> Run | None:
     """The loop over diffusers' scheduler."""
-    if name not in DIFFUSERS:
+    if name not in DIFFUSERS or not installed("diffusers"):
         return None
     import diffusers as library
 
@@ -184,6 +192,8 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    for missing in (library for library in ("k_diffusion", "diffusers") if not installed(library)):
+        print(f"{missing} is not installed: its columns stay empty (pip install --no-deps k-diffusion; diffusers)")
     names = arguments.only or [name for name, solver in SOLVERS.items() if not isinstance(solver, Driver)]
     rows = [measure(name, arguments.seconds) for name in names]
     print(table(rows))
