@@ -8,6 +8,9 @@ FLOAT32_STATE = 2e-5
 FLOAT32_FLOOR_FACTOR = 4
 """How many times the change caused by rounding only what a run and its network exchange a float32 run may differ."""
 
+OTHERS_FLOAT32_FACTOR = 2
+"""How many times as far from float64 as another library's recorded float32 run ours may end."""
+
 FLOAT32_GRID = 2e-6
 """A float64 noise schedule against the reference's own float32 evaluation (edm/SPEC.md, section 12)."""
 

@@ -16,7 +16,7 @@ from fastdiff.process import Level
 from fastdiff.spacing import time_at_sigma
 from fastdiff.training.perturb import noising_table, perturb
 
-from ..tolerances import FLOAT32_FLOOR_FACTOR, FLOAT32_STATE
+from ..tolerances import FLOAT32_STATE, OTHERS_FLOAT32_FACTOR
 from .analytic import Denoiser, DiscreteModel, _vp_mixture, per_sample
 from .cases import Case, compare, compare_results, error
 from .replay import Run, in_order, of_step, run
@@ -254,7 +254,7 @@ def check_float32(case: Case, route: str) -> None:
     exact, theirs = case.arrays["x_steps"][-1], case.arrays["x_final_float32"]
     again = replay_score_sde if scheduler_of(case) == "ScoreSdeVeScheduler" else replay_arrays
     final = {"final": again(case, route, torch.float32)["x_steps"][-1]}
-    bound = max(FLOAT32_STATE, FLOAT32_FLOOR_FACTOR * error(case.folder, theirs, exact))
+    bound = max(FLOAT32_STATE, OTHERS_FLOAT32_FACTOR * error(case.folder, theirs, exact))
     compare_results(case, final, {"final": exact}, bound, label=f"float32, {route}")
 
 
