@@ -12,9 +12,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .launchable import Launchable, key_of, merge, powers
+from .launchable import Launchable, Writer, key_of, powers, table_of
 from .ops.reference_ops import MAX_DRAWS, MAX_INPUTS, MAX_OUTPUTS
 from .plan import Call, Launch, Output, Plan
 from .symbols import (
@@ -26,11 +25,8 @@ from .symbols import (
     Draw,
     Measured,
     NoiseBuffer,
-    Number,
-    Point,
     Scaled,
     chosen_by,
-    each,
 )
 from .trace import Evaluate, Event, Guide, Measure, Report, Trace
 
@@ -45,15 +41,14 @@ def compile_plan(trace: Trace, network_is_state: bool = True) -> Plan:
     Raises:
         NotImplementedError: a value needs more than 8 tensors or 64 draws.
     """
-    return _Compiler(trace, network_is_state).compile()
+    return Compiler(trace, network_is_state).compile()
 
 
-class _Compiler:
+class Compiler(Writer):
     def __init__(self, trace: Trace, network_is_state: bool):
         self.trace, self.network_is_state = trace, network_is_state
         self.plan = Plan()
-        self.slots: dict[Atom, int] = {}
-        self.birth: dict[Atom, int] = {}
+        super().__init__({}, {})
         self.order = {atom: i for i, atom in enumerate(trace.atoms)}
         reports = np.cumsum([isinstance(event, Report) for event in trace.events]).tolist()
         self.number = [i - before for i, before in enumerate(reports)]  # of events, an observer's left out
@@ -87,20 +82,7 @@ class _Compiler:
             if not isinstance(event, Report):  # nothing waits for an observer
                 gap = own
 
-    # -- writing a value over what is in memory in a gap ------------------------------------------------------------
-
-    def _expand(self, value: Combination, gap: int) -> Launchable:
-        out = Launchable()
-        for atom, c in value.terms.items():
-            if isinstance(atom, (Buffer, Draw)) or self.birth[atom] < gap or atom in self.slots:
-                merge(out.linear, {atom: c}, 1.0)
-            elif isinstance(atom, Point):
-                inner = self._expand(atom.value, gap)
-                merge(out.linear, inner.linear, c)
-                merge(out.nonlinear, inner.nonlinear, c)
-            else:
-                merge(out.nonlinear, {atom: c}, 1.0)
-        return out.cleaned()
+    # -- reading ----------------------------------------------------------------------------------------------------
 
     def _reads(self, value: Combination, gap: int) -> set[Atom]:
         """Every atom read from memory to make `value` in `gap`, nested ones included."""
@@ -304,9 +286,6 @@ class _Compiler:
             return self.birth.get(atom, len(self.trace.events) + 1), number  # a partial sum is the last
         return self.birth[atom], self.order[atom]
 
-    def _inner(self, atom: Clip | Scaled) -> dict[Atom, Number]:
-        return self._expand(atom.value, self.birth[atom]).linear
-
     def _fits(self, batch: Sequence[tuple[Output, Launchable]]) -> bool:
         tensors, draws, clips, scaled = self._columns(batch)
         sizes = len(tensors) <= MAX_INPUTS and len(draws) <= MAX_DRAWS and len(batch) <= MAX_OUTPUTS
@@ -322,34 +301,15 @@ class _Compiler:
         return found
 
     def _launch(self, batch: Sequence[tuple[Output, Launchable]]) -> Launch:
-        """Lay out the table row: C; then P, lo, hi, c; then a, b, E, D (see fastdiff.ops.combine)."""
         tensors, draws, clips, scaled = self._columns(batch)
-        columns = [*tensors, *draws]
-
-        def over(terms: dict[Atom, Number]) -> list[Number]:
-            return [terms.get(atom, 0.0) for atom in columns]
-
-        row = [c for _, expanded in batch for c in over(expanded.linear)]
-        for clip in clips:
-            row += [
-                *over(self._inner(clip)),
-                clip.lo,
-                clip.hi,
-                *(e.nonlinear.get(clip, 0.0) for _, e in batch),
-            ]
-        variance = None
-        for power, atom in enumerate(powers(scaled) or ()):
-            if power == 0:
-                variance = self._slot(atom.variance)
-                row += [atom.a, atom.b]
-            inner = over(self._inner(atom))
-            for _, expanded in batch:
-                row += [expanded.nonlinear.get(atom, 0.0) * c for c in inner]
+        expanded, exponentials = [one for _, one in batch], powers(scaled) or ()
+        row = self._row(expanded, [*tensors, *draws], [*clips], exponentials)
+        variance = self._slot(exponentials[0].variance) if exponentials else None
         inputs = [self._slot(atom) for atom in tensors]
         outputs = [output for output, _ in batch]
         rows = next((self._slot(rows) for rows in self._choices(batch)), None)
         measured = any(isinstance(c, Measured) for c in row)
-        return Launch(inputs, [d.k for d in draws], outputs, bool(clips), variance, _table(row), rows, measured)
+        return Launch(inputs, [d.k for d in draws], outputs, bool(clips), variance, table_of(row), rows, measured)
 
     # -- slots ------------------------------------------------------------------------------------------------------
 
@@ -387,15 +347,6 @@ def _single(value: Combination) -> Atom | None:
     """The atom a combination is exactly equal to, if any."""
     (atom, c), *rest = value.terms.items()
     return atom if not rest and not isinstance(c, Chosen) and c == 1.0 else None
-
-
-def _table(row: Sequence[Number]) -> NDArray[np.float64]:
-    """[V, W]: a row for every candidate of the launch's choice, or one; for measurements, the constant part and the
-    factor of each."""
-    count = max((len(each(c)) for c in row), default=1)
-    if any(isinstance(c, Measured) for c in row):
-        return np.array([np.pad(each(c), (0, count - len(each(c)))) for c in row]).reshape(-1, count).T.copy()
-    return np.array([np.broadcast_to(each(c), count) for c in row], dtype=np.float64).reshape(-1, count).T.copy()
 
 
 def _name(atom: Atom | None, otherwise: str = "value") -> str:

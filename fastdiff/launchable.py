@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from itertools import permutations
 
-from .symbols import DUST, Atom, Buffer, Chosen, Clip, Measured, Number, Scaled, chosen_by, each
+import numpy as np
+from numpy.typing import NDArray
+
+from .symbols import (
+    DUST,
+    Atom,
+    Buffer,
+    Chosen,
+    Clip,
+    Combination,
+    Draw,
+    Measured,
+    Number,
+    Point,
+    Scaled,
+    chosen_by,
+    each,
+)
 
 
 def merge(into: dict, terms: dict, factor: float) -> None:
@@ -23,15 +40,81 @@ class Launchable:
 
     def cleaned(self) -> Launchable:
         """Without coefficients that are rounding of 0."""
+        if all(type(c) is float for terms in (self.linear, self.nonlinear) for c in terms.values()):
+            return self._of_numbers()
         known = (c for c in (*self.linear.values(), *self.nonlinear.values()) if not isinstance(c, Measured))
         largest = max(map(size, known), default=0.0)
         self.linear = {a: c for a, c in self.linear.items() if size(c) > _least(c, largest)}
         self.nonlinear = {a: c for a, c in self.nonlinear.items() if size(c) > _least(c, largest)}
         return self
 
+    def _of_numbers(self) -> Launchable:
+        least = DUST * max(map(abs, (*self.linear.values(), *self.nonlinear.values())), default=0.0)
+        self.linear = {a: c for a, c in self.linear.items() if abs(c) > least}
+        if self.nonlinear:
+            self.nonlinear = {a: c for a, c in self.nonlinear.items() if abs(c) > least}
+        return self
+
     def choices(self) -> dict[Buffer, None]:
         """The choices that the coefficients depend on."""
         return chosen_by([*self.linear.values(), *self.nonlinear.values()])
+
+
+class Writer:
+    """Writes values over what is in memory, given the gap in which every atom's value can first be computed (`birth`)
+    and where it is in memory (`slots`)."""
+
+    def __init__(self, birth: dict[Atom, int], slots: dict[Atom, int]):
+        self.birth, self.slots = birth, slots
+
+    def _expand(self, value: Combination, gap: int) -> Launchable:
+        out = Launchable()
+        for atom, c in value.terms.items():
+            if isinstance(atom, (Buffer, Draw)) or self.birth[atom] < gap or atom in self.slots:
+                merge(out.linear, {atom: c}, 1.0)
+            elif isinstance(atom, Point):
+                inner = self._expand(atom.value, gap)
+                merge(out.linear, inner.linear, c)
+                merge(out.nonlinear, inner.nonlinear, c)
+            else:
+                merge(out.nonlinear, {atom: c}, 1.0)
+        return out.cleaned()
+
+    def _inner(self, atom: Clip | Scaled) -> dict[Atom, Number]:
+        return self._expand(atom.value, self.birth[atom]).linear
+
+    def _row(
+        self,
+        values: Sequence[Launchable],
+        columns: Sequence[Atom],
+        clips: Sequence[Clip],
+        exponentials: Sequence[Scaled],
+    ) -> list[Number]:
+        """A launch's table row: C; then P, lo, hi, c; then a, b, E, D (see fastdiff.ops.combine)."""
+
+        def over(terms: Mapping[Atom, Number]) -> list[Number]:
+            return [terms.get(atom, 0.0) for atom in columns]
+
+        row = [c for value in values for c in over(value.linear)]
+        for clip in clips:
+            row += [*over(self._inner(clip)), clip.lo, clip.hi, *(v.nonlinear.get(clip, 0.0) for v in values)]
+        for power, atom in enumerate(exponentials):
+            row += [atom.a, atom.b] if power == 0 else []
+            inner = over(self._inner(atom))
+            for value in values:
+                row += [value.nonlinear.get(atom, 0.0) * c for c in inner]
+        return row
+
+
+def table_of(row: Sequence[Number]) -> NDArray[np.float64]:
+    """[V, W]: a row for every candidate of the launch's choice, or one; for measurements, the constant part and the
+    factor of each."""
+    if not any(isinstance(c, Chosen) for c in row):
+        return np.array([row], dtype=np.float64)
+    count = max(len(each(c)) for c in row)
+    if any(isinstance(c, Measured) for c in row):
+        return np.array([np.pad(each(c), (0, count - len(each(c)))) for c in row]).reshape(-1, count).T.copy()
+    return np.array([np.broadcast_to(each(c), count) for c in row], dtype=np.float64).reshape(-1, count).T.copy()
 
 
 def powers(scaled: Collection[Scaled]) -> Sequence[Scaled] | None:
