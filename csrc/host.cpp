@@ -12,6 +12,7 @@
 
 #include "build_info.h"
 #include "cpu/dispatch.h"
+#include "samples.h"
 #include "small.h"
 
 namespace py = pybind11;
@@ -88,11 +89,19 @@ PYBIND11_MODULE(_host, module) {
              "uint32 [n]: word i is word i % 4 of the block with counter (i // 4, draw, 0, 0).");
   module.def("normals", &normals, "seed"_a, "draw"_a, "n"_a, "level"_a = py::none(),
              "float32 [n]: the normals of a sample's first n elements; level forces an instruction set.");
+  module.def("nearest_variance", &nearest_variance, "x"_a, "variances"_a,
+             "For small CPU tensors: the places in variances [n] nearest to the variance of each sample of x, a list; "
+             "None if x is not plain.");
+  module.def("first_elements", &first_elements, "x"_a,
+             "For small CPU tensors: the first element of each sample of x, a list; None if x is not plain.");
   py::class_<SmallLaunch>(module, "SmallLaunch", "A launch of a plan on small CPU tensors, without the operator.")
       .def(py::init<py::object, std::vector<int>, std::vector<std::uint32_t>, std::vector<py::object>, std::vector<int>,
-                    bool, py::object>(),
-           "table"_a, "inputs"_a, "draws"_a, "like"_a, "outputs"_a, "clip"_a, "make"_a)
+                    bool, py::object, int, bool, bool>(),
+           "table"_a, "inputs"_a, "draws"_a, "like"_a, "outputs"_a, "clip"_a, "make"_a, "rows"_a = -1,
+           "measured"_a = false, "squares"_a = false)
       .def("pays", &SmallLaunch::pays, "Whether the operator would keep it on the calling thread, too.")
+      .def("then", &SmallLaunch::then, "next"_a, "The launch that follows at once.")
       .def("run", &SmallLaunch::run, "slots"_a, "seeds"_a,
-           "Read and write tensors in the list; False, with nothing done, if the operator must see to it.");
+           "Read and write tensors in the list. How many were done, this launch and those that follow at once: the "
+           "operator must see to the next.");
 }

@@ -147,6 +147,7 @@ class Compiler(Writer):
         for atom in kept:
             write(Combination({atom: 1.0}), _name(atom))
         calls = {event: self._call(event, write) for event in events if not isinstance(event, (Report, Measure))}
+        read = {e: [write(v, "read") for v in e.values[e.squares :]] for e in events if isinstance(e, Measure)}
         final = self.trace.states[-1]
         if self._ready(final) == gap:
             write(final, "x")
@@ -163,15 +164,15 @@ class Compiler(Writer):
                 self.slots[single] = output.slot
         for event in events:
             if isinstance(event, Measure):
-                calls[event] = self._measure(event, gap)
+                calls[event] = self._measure(event, gap, read[event])
         self.plan.items += [calls[event] for event in events]
 
-    def _measure(self, event: Measure, gap: int) -> Call:
-        """Launches for the sums of squares, and the call that makes numbers of them."""
-        slots = []
-        tensors = [a for v in event.values for a in self._reads(v, gap) if not isinstance(a, Draw)]
+    def _measure(self, event: Measure, gap: int, read: Sequence[int]) -> Call:
+        """Launches for the sums of squares, and the call that makes numbers of them and of the slots that it reads."""
+        slots, values = [], event.values[: event.squares]
+        tensors = [a for v in values for a in self._reads(v, gap) if not isinstance(a, Draw)]
         shape = min(tensors, key=self._rank, default=None)
-        for value in event.values:
+        for value in values:
             output = Output(self._new_slot("squares"), "squares", False)
             for atom in self._expand(value, gap).nonlinear:
                 self._write_first(atom, gap)
@@ -184,7 +185,7 @@ class Compiler(Writer):
             launch.squares = True
             self.plan.items.append(launch)
             slots.append(output.slot)
-        return Call(event, slots, self._slot(event.output))
+        return Call(event, [*slots, *read], self._slot(event.output))
 
     def _call(self, event: Event, write: Callable[..., int]) -> Call:
         if any(isinstance(number, Measured) for number in event.numbers):

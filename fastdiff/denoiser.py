@@ -194,30 +194,35 @@ class Denoiser:
         """Let every sample choose among candidates by what it holds.
 
         Args:
-            selector: (*states, told) -> int64 [B] on the states' device, without reading anything back.
+            selector: (*states, told) -> int64 [B] on the states' device, without reading anything back. With a method
+                `small`, the same as a list, or None, that is called for few samples on a CPU.
             told: numbers about the candidates; the selector receives them as a tensor [n].
         """
         return Choice(self.engine, self.engine.choose(selector, states, told))
 
     def measure(
         self,
-        function: Callable[[Tensor, Tensor], Tensor],
+        function: Callable[..., Tensor],
         states: Sequence[State],
         count: int = 1,
         told: Sequence[float] = (),
+        read: Sequence[State] = (),
     ) -> Sequence[Any]:
         """Numbers that depend on the norms of states, computed on the device: a Langevin step size.
 
         Args:
-            function: (squares [M, B], told [n]) -> [count, B], without reading anything back; squares are the sums of
-                the squares of each sample's elements, float64. A function of a module: CUDA graphs know it by identity.
+            function: (squares [M, B], told [n], *read) -> [count, B], without reading anything back; squares are the
+                sums of the squares of each sample's elements, float64. A function of a module, or a frozen dataclass:
+                CUDA graphs know it by identity or by its fields. With a method `small`, the same of lists of Python's
+                (squares [M][B], told [n]) and tensors (read), that is called for few samples on a CPU.
             states: M of them, noise() included; they are not written to memory for this.
             told: numbers known on the host.
+            read: states that the function reads as they are.
 
         Returns:
             `count` numbers per sample, to be added and to scale states (no product of two, no quotient by one).
         """
-        return self.engine.measure(function, states, count, told)
+        return self.engine.measure(function, states, count, told, read)
 
     def keep(self, value: State) -> State:
         """A value that later steps read: from memory, if it depends on what samples chose in this one."""

@@ -108,12 +108,18 @@ class TensorEngine:
         return values[rows]
 
     def measure(
-        self, function: Callable[..., Tensor], values: Sequence[Tensor], count: int, told: Sequence[float]
+        self,
+        function: Callable[..., Tensor],
+        values: Sequence[Tensor],
+        count: int,
+        told: Sequence[float],
+        read: Sequence[Tensor] = (),
     ) -> list[Tensor]:
         """The numbers of `Denoiser.measure`, each [B, 1, ...]."""
         squares = torch.stack([torch.linalg.vector_norm(flat(v), dim=1, dtype=torch.float64) for v in values]).square()
         numbers = torch.tensor(told, dtype=torch.float64, device=squares.device)
-        measured = require_measured(function(squares, numbers), count, values[0].shape[0]).to(values[0].dtype)
+        measured = require_measured(function(squares, numbers, *read), count, values[0].shape[0])
+        measured = measured.to(values[0].dtype)
         return list(measured.reshape(count, -1, *(1,) * (values[0].ndim - 1)))
 
     def keep(self, value: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from .plan import Call, Launch, Output, Plan
 from .request import Request
 from .symbols import each
 from .trace import Evaluate, Event
-from .walk import ShortWay, Walk, Way
+from .walk import FEW, ShortWay, Walk, Way, script
 
 WELL_CONDITIONED = 64.0
 SMALL = 32768  # elements: for more, the operator's own time is nothing
@@ -41,8 +41,7 @@ class Numbers:
 
     def for_batch(self, batch: int) -> Numbers:
         """The same with a time per sample, in memory of its own."""
-        times, told = (flat[:, None].repeat(1, batch) for flat in (self.times, self.told))
-        return replace(self, times=times, told=told)
+        return Numbers(self.wide, self.narrow, _for_each(self.times, batch), _for_each(self.told, batch))
 
     @cached_property
     def single(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -95,12 +94,14 @@ class Executor:
         self._ways: dict[torch.Size, list[Way]] = {}
         self._kinds = {self._kind(output) for launch in plan.launches for output in launch.outputs}
         self._batches: dict[int, Numbers] = {}
+        self._told: dict[Event, list[float]] = {}
         # A launch that cancels large terms (a long step at a tiny sigma, the noisiest cosine steps) computes in
         # float64, beside a float32 state too.
         wide = dtype == torch.float64
         self._wide = [wide or launch.wide or launch.cancelling > WELL_CONDITIONED for launch in plan.launches]
         self.numbers = self._numbers(time_dtype)
         self._tables = self.tables(self.numbers)
+        self.script, self.branched = script(plan, self.places), script(plan, self.places, branched=True)
         self.functions = list(dict.fromkeys(plan.functions))
         self.structure = plan.structure(tuple(self._wide), dtype, network_dtype, time_dtype, device, backend)
 
@@ -123,11 +124,26 @@ class Executor:
             small = self.backend == "cpu" and shape.numel() <= SMALL
             size = shape if small else ()  # without memory
             one = {kind: torch.empty(size, dtype=kind, device=self.device).expand(shape) for kind in self._kinds}
-            found = []
-            for launch, table in zip(self.plan.launches, self._tables):
-                like = [one[self._kind(output)] for output in launch.outputs]
-                found.append((like, _short_way(launch, table, like) if small else None))
+            likes = [[one[self._kind(output)] for output in launch.outputs] for launch in self.plan.launches]
+            short = self._short_ways(likes) if small else [None] * len(likes)
+            found = list(zip(likes, short))
             self._ways = self._with(self._ways, shape, found)
+        return found
+
+    def _short_ways(self, likes: list[list[Tensor]]) -> list[ShortWay | None]:
+        """For every launch, given what its outputs are like; launches with nothing between them are done in one go."""
+        found: list[ShortWay | None] = []
+        tables, items = iter(zip(self._tables, likes)), self.plan.items
+        before: Any = None
+        for item in items:
+            if isinstance(item, Call):
+                before = None
+                continue
+            launch = _short_way(item, *next(tables))
+            if before is not None and launch is not None:
+                before.then(launch)
+            found.append(None if launch is None else launch.run)
+            before = launch
         return found
 
     def _with(self, kept: dict[K, V], key: K, value: V) -> dict[K, V]:
@@ -156,6 +172,15 @@ class Executor:
             torch.tensor(told, dtype=torch.float64).to(self.device, self.dtype),
         )
 
+    def told_of(self, event: Event) -> list[float]:
+        """What is told to an event, as numbers of Python."""
+        told = self._told.get(event)
+        if told is None:
+            places = self.places[event]
+            told = self.numbers.told[places[0].start : places[-1].stop].tolist() if places else []
+            self._told[event] = told
+        return told
+
     def tables(self, numbers: Numbers) -> list[Tensor]:
         """Every launch's coefficients [V, W], views of `numbers`."""
         parts = {}
@@ -178,8 +203,20 @@ class Executor:
         return walk.final
 
 
-def _short_way(launch: Launch, table: Tensor, like: list[Tensor]) -> ShortWay | None:
-    if launch.rows is not None or launch.variance is not None or launch.measured or launch.squares:
+def _for_each(numbers: Tensor, batch: int) -> Tensor:
+    """[T, B] from [T]; a `repeat` takes three times as long."""
+    if not numbers.numel():
+        return numbers.view(0, batch)
+    return numbers.unsqueeze(1).expand(-1, batch).clone(memory_format=torch.contiguous_format)
+
+
+def _short_way(launch: Launch, table: Tensor, like: list[Tensor]) -> Any:
+    """`_host.SmallLaunch` of a launch, if there is one."""
+    by_sample = launch.rows is not None or launch.squares
+    if launch.variance is not None or (by_sample and len(like[0]) > FEW):
         return None
-    outputs = [output.slot for output in launch.outputs]
-    return native.small_launch(table, launch.inputs, launch.draws, like, outputs, launch.clip, torch.empty_like)
+    outputs, rows = [output.slot for output in launch.outputs], -1 if launch.rows is None else launch.rows
+    return native.small_launch(
+        table, launch.inputs, launch.draws, like, outputs, launch.clip, torch.empty_like, rows, launch.measured,
+        launch.squares,
+    )  # fmt: skip

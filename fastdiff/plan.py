@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from weakref import ref
 
@@ -81,6 +82,12 @@ class Call:
     variance: int | None = None
     second: int | None = None
     rows: int | None = None
+
+    @cached_property
+    def parts(self) -> tuple[list[int], list[int]]:
+        """Of a measurement: the slots of the sums of squares, and of what it reads as it is."""
+        count = self.event.squares if isinstance(self.event, Measure) else 0
+        return self.slots[:count], self.slots[count:]
 
 
 class Structure:

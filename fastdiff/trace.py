@@ -118,12 +118,13 @@ class Choose(Event):
 
 @dataclass(eq=False)
 class Measure(Event):
-    """Compute numbers from the sums of squares of the values, which are not written: function(squares [M, B], told [n])
-    -> [K, B]; makes `output`."""
+    """Compute numbers from the sums of squares of the first M values, which are not written for it, and from the others
+    as they are: function(squares [M, B], told [n], *others) -> [K, B]; makes `output`."""
 
     function: Callable[..., torch.Tensor]
     told: Sequence[float]
     count: int
+    squares: int
     output: Buffer
 
     @property
@@ -279,11 +280,18 @@ class Recorder:
         return output
 
     def measure(
-        self, function: Callable[..., torch.Tensor], values: Sequence[Combination], count: int, told: Sequence[float]
+        self,
+        function: Callable[..., torch.Tensor],
+        values: Sequence[Combination],
+        count: int,
+        told: Sequence[float],
+        read: Sequence[Combination] = (),
     ) -> list[Measured]:
         """Record a measurement."""
         output = self._made("m", Measure)
-        self.trace.events.append(Measure(self.step, list(values), function, tuple(told), count, output))
+        self.trace.events.append(
+            Measure(self.step, [*values, *read], function, tuple(told), count, len(values), output)
+        )
         return [Measured(row, output) for row in np.eye(1 + count)[1:]]
 
     def number(self, rows: Buffer, values: Sequence[float]) -> Number:

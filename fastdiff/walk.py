@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .engine import require_measured, require_shape, require_variance, split_variance
-from .plan import Call, Launch
+from .plan import Call, Launch, Plan
 from .request import Callbacks
 from .trace import Apply, Choose, Evaluate, Event, Guide, Measure, Report
 
@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from .executor import Executor, Numbers
 
 
+FEW = 16  # samples whose choices and measurements are numbers of Python: for more, tensors are sooner done
+
 _empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
 
-ShortWay = Callable[[list[Any], Tensor], bool]
-"""(slots, seeds) -> whether the launch was done on them: see `ops.native.small_launch`."""
+ShortWay = Callable[[list[Any], Tensor], int]
+"""(slots, seeds) -> how many launches were done on them, this and some that follow: see `ops.native.small_launch`."""
+
+Script = list[tuple[Callable[["Walk", Any], None] | None, Any, list[int]]]
+"""For every item of a plan what does it (None: it is a launch), the item, and the slots that nothing after it reads."""
 
 Way = tuple[list[Tensor], ShortWay | None]
 """For the outputs of a launch tensors of their shape, dtype and device; and the short way, if there is one."""
@@ -36,7 +41,8 @@ class Walk:
     Args:
         tables: of `Executor.tables`; numbers: for the batch.
         seeds: int64 [B], given: the tensors [B, ...] that the plan reads, by name.
-        short: whether launches may go the short way; then `tables` are the executor's own.
+        short: whether launches may go the short way; then `tables` are the executor's own. The choices and
+            measurements of few samples are lists of numbers then, which a launch reads sooner than tensors.
 
     Only memory of the arguments is read, so that the same work can be done again with other values in it.
     """
@@ -60,6 +66,7 @@ class Walk:
         self._launches, self._numbers = zip(tables, executor.ways(shape)), numbers
         self._times, self._told = numbers.single
         self._short = short
+        self._few = short and 0 < shape[0] <= FEW
         self._noise = deque(self._plan.noise)
         self._at = 0
 
@@ -70,29 +77,30 @@ class Walk:
 
     def advance(self, stop: int) -> None:
         """Do the plan's items up to number `stop`."""
-        plan, slots, branch = self._plan, self._slots, self._calls.branch
-        items, dead, at = plan.items, plan.dead, self._at
-        if at == 0:
+        slots, seeds, launches, noise = self._slots, self._seeds, self._launches, self._noise
+        if self._at == 0:
             self._calls.terms.start(self._shape[0], self._executor.device, self._executor.dtype)
-        while at < stop:
-            item = items[at]
-            if isinstance(item, Launch):
-                self._launch(item)
-            elif branch is not None and (together := plan.parallel(at)):
-                self._in_parallel(items[at : at + together])
-                for slot in [slot for several in dead[at : at + together - 1] for slot in several]:
-                    slots[slot] = None
-                at += together - 1
+        script = self._executor.branched if self._calls.branch is not None else self._executor.script
+        ahead = 0  # launches already done
+        for do, item, dead in script[self._at : stop]:
+            if do is not None:
+                do(self, item)
             else:
-                _DO[type(item.event)](self, item)
-            for slot in dead[at]:  # nothing after this reads them
+                table, (like, short) = next(launches)
+                if noise:
+                    self._draw(item.inputs)
+                if ahead == 0 and short is not None and self._short:
+                    ahead = short(slots, seeds)
+                if ahead > 0:
+                    ahead -= 1
+                else:
+                    self._launch(item, table, like)
+            for slot in dead:  # nothing after this reads them
                 slots[slot] = None
-            at += 1
-        self._at = at
+        self._at = stop
 
-    def _in_parallel(self, items: Sequence[Launch | Call]) -> None:
+    def _in_parallel(self, calls: Sequence[Call]) -> None:
         """The guidance gradients of one evaluation on a second stream, beside the network."""
-        calls = [item for item in items if isinstance(item, Call)]
         assert self._calls.branch is not None
         with self._calls.branch() as branch:
             for call in calls:
@@ -105,20 +113,15 @@ class Walk:
 
     # -- launches ---------------------------------------------------------------------------------------------------
 
-    def _launch(self, launch: Launch) -> None:
+    def _launch(self, launch: Launch, table: Tensor, like: list[Tensor]) -> None:
         slots = self._slots
-        if self._noise:
-            self._draw(launch.inputs)
-        table, (like, short) = next(self._launches)
-        if short is not None and self._short and short(slots, self._seeds):
-            return
         inputs = [slots[slot] for slot in launch.inputs]
-        rows = None if launch.rows is None else slots[launch.rows]
+        rows = None if launch.rows is None else self._tensor(slots[launch.rows])
         if launch.measured:
             table, rows = _measured_rows(table, rows)
         if launch.squares:
             sums = self._executor.sum_squares(inputs, table, rows, self._seeds, launch.draws)
-            slots[launch.outputs[0].slot] = sums
+            slots[launch.outputs[0].slot] = sums.tolist() if self._few else sums
             return
         variance = None if launch.variance is None else slots[launch.variance]
         out = self._combine(launch, inputs, table, rows, variance, like)
@@ -149,6 +152,16 @@ class Walk:
                 self._slots[slot] = z
 
     # -- calls ------------------------------------------------------------------------------------------------------
+
+    def _evaluate_network(self, plain: tuple[int, int, int, int]) -> None:
+        """`_evaluate` where there is the network alone, whose time is the same for all samples."""
+        calls, slots, (x, time, made, step) = self._calls, self._slots, plain
+        if calls.tick is not None:
+            calls.tick(step)
+        output = calls.network(slots[x], self._times[time])
+        if not isinstance(output, Tensor) or output.shape != self._shape:
+            output = split_variance(output, self._shape)[0]
+        slots[made] = output if output.dtype is self._executor.dtype else self._readable(output)
 
     def _evaluate(self, call: Call) -> None:
         calls, slots, event = self._calls, self._slots, cast(Evaluate, call.event)
@@ -186,17 +199,33 @@ class Walk:
     def _choose(self, call: Call) -> None:
         slots, event = self._slots, call.event
         assert isinstance(event, Choose)
-        remembers = event.term is not None
         if self._noise:
             self._draw(call.slots)
-        things = [self._calls.terms.memory[event.term]] if remembers else [slots[slot] for slot in call.slots]  # type: ignore[index]
-        slots[_made(call)] = event.selector(*things, self._candidates(event))
+        things = [slots[slot] for slot in call.slots]
+        if event.term is not None:
+            things = [self._calls.terms.memory[event.term]]
+        rows: Any = None
+        if self._few:
+            small = getattr(event.selector, "small", None)
+            rows = None if small is None else small(*things, self._executor.told_of(event))
+        if rows is None:
+            rows = event.selector(*things, self._candidates(event))
+            rows = rows.tolist() if self._few else rows
+        slots[call.output] = rows  # type: ignore[index]
 
     def _measure(self, call: Call) -> None:
-        slots, event = self._slots, call.event
-        assert isinstance(event, Measure)
-        measured = event.function(torch.stack([slots[slot] for slot in call.slots]), self._candidates(event))
-        slots[_made(call)] = require_measured(measured, event.count, self._shape[0])
+        slots, event, (squares, read) = self._slots, cast(Measure, call.event), call.parts
+        if self._noise:
+            self._draw(read)
+        things = [slots[slot] for slot in read]
+        if self._few and (small := getattr(event.function, "small", None)) is not None:
+            sums = [slots[slot] for slot in squares]
+            slots[call.output] = small(sums, self._executor.told_of(event), *things)  # type: ignore[index]
+            return
+        together = torch.stack([self._tensor(slots[slot]) for slot in squares])
+        measured = event.function(together, self._candidates(event), *things)
+        measured = require_measured(measured, event.count, self._shape[0])
+        slots[_made(call)] = measured.tolist() if self._few else measured
 
     def _report(self, call: Call) -> None:
         event, values = call.event, [self._slots[slot] for slot in call.slots]
@@ -206,13 +235,22 @@ class Walk:
 
     def _numbers_of(self, call: Call, numbers: Sequence[Tensor]) -> list[Tensor]:
         """The numbers of an event, [B] each: from `numbers`, T of [B], by the samples' choices where there are any."""
-        rows = None if call.rows is None else self._slots[call.rows]
+        rows, places = None if call.rows is None else self._slots[call.rows], self._executor.places[call.event]
+        if type(rows) is list and len(set(rows)) == 1:
+            return [numbers[place.start + (rows[0] if place.stop - place.start > 1 else 0)] for place in places]
         return [
             numbers[place.start]
             if place.stop - place.start == 1
-            else torch.stack(numbers[place]).gather(0, rows[None])[0]  # type: ignore[arg-type, index]
-            for place in self._executor.places[call.event]
+            else torch.stack(numbers[place]).gather(0, self._tensor(rows)[None])[0]  # type: ignore[arg-type]
+            for place in places
         ]
+
+    def _tensor(self, numbers: Any) -> Tensor:
+        """Choices or measurements, where few are lists."""
+        if isinstance(numbers, Tensor):
+            return numbers
+        integers = bool(numbers) and isinstance(numbers[0], int)
+        return torch.tensor(numbers, dtype=torch.int64 if integers else torch.float64, device=self._executor.device)
 
     def _candidates(self, event: Event) -> Tensor:
         """What is told about the candidates of a choice, or to a measurement: [n]."""
@@ -237,6 +275,32 @@ _DO: Mapping[type[Event], Callable[[Walk, Call], None]] = {
 }
 
 
+def script(plan: Plan, places: Mapping[Event, Sequence[slice]], branched: bool = False) -> Script:
+    """What is done for every item of a plan; `branched`: network and guidance of one evaluation beside each other, when
+    the last of them is due."""
+    lines: Script = []
+    for item, dead in zip(plan.items, plan.dead):
+        if isinstance(item, Launch):
+            lines.append((None, item, dead))
+        elif isinstance(item.event, Evaluate) and item.event.term is item.variance is item.rows is None:
+            plain = item.slots[0], places[item.event][0].start, item.output, item.event.step
+            lines.append((Walk._evaluate_network, plain, dead))
+        else:
+            lines.append((_DO[type(item.event)], item, dead))
+    at = 0
+    while branched and at < len(lines):
+        if together := plan.parallel(at):
+            group, last = plan.items[at : at + together], at + together - 1
+            lines[at:last] = [(_nothing, item, []) for item in group[:-1]]
+            lines[last] = (Walk._in_parallel, group, [slot for dead in plan.dead[at : last + 1] for slot in dead])
+        at += max(1, together)
+    return lines
+
+
+def _nothing(walk: Walk, call: Call) -> None:
+    """Done later."""
+
+
 def _made(call: Call) -> int:
     """The slot of what a call makes."""
     assert call.output is not None
@@ -245,6 +309,8 @@ def _made(call: Call) -> int:
 
 def _measured_rows(table: Tensor, measured: Any) -> tuple[Tensor, Tensor]:
     """A row of coefficients for every sample, [B, W], and its number [B], from measurements [K, B]."""
-    batch = measured.shape[1]
-    rows = torch.arange(batch, device=table.device)
-    return torch.addmm(table[0], measured.t().to(table.dtype), table[1:]) if batch else table, rows
+    table, numbers = table[:, None], measured.to(table.dtype)[:, :, None]
+    mixed = table[0].expand(measured.shape[1], -1)
+    for row, number in zip(table[1:], numbers):  # rounded one by one, as in C++, and never in TF32
+        mixed = mixed + number * row
+    return mixed if len(mixed) else table[0], torch.arange(len(mixed), device=table.device)

@@ -28,15 +28,22 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     counts = {"short": 0, "refused": 0, "operator": 0}
     prepare, operation = native.small_launch, native.operation
 
-    def small_launch(*arguments: Any) -> Callable[..., bool] | None:
-        run = prepare(*arguments)
+    class Counted:
+        def __init__(self, launch: Any):
+            self._launch = launch
 
-        def counted(slots: list[Any], seeds: Tensor) -> bool:
-            done = run(slots, seeds)  # type: ignore[misc]
-            counts["short" if done else "refused"] += 1
+        def then(self, following: Counted) -> None:
+            self._launch.then(following._launch)
+
+        def run(self, slots: list[Any], seeds: Tensor) -> int:
+            done = self._launch.run(slots, seeds)
+            counts["short"] += done
+            counts["refused"] += not done
             return done
 
-        return run and counted
+    def small_launch(*arguments: Any) -> Counted | None:
+        launch = prepare(*arguments)
+        return launch and Counted(launch)
 
     def counting(name: str, backend: str) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
@@ -197,10 +204,54 @@ def test_launches_that_cannot_be(change, error):
     arguments = {"table": torch.ones(1, 1), "inputs": [0], "draws": [], "like": [torch.empty(2, 3)], "outputs": [1]}
     given = {**arguments, "clip": False, "make": torch.empty_like}
     slots = [torch.arange(6.0).reshape(2, 3), None]
-    assert _host.SmallLaunch(**given).run(slots, torch.zeros(2, dtype=torch.int64))
+    assert _host.SmallLaunch(**given).run(slots, torch.zeros(2, dtype=torch.int64)) == 1
     assert torch.equal(slots[1], slots[0])
     if error is None:
         assert not _host.SmallLaunch(**{**given, **change}).run(slots, torch.zeros(2, dtype=torch.int64))
     else:
         with pytest.raises(error):
             _host.SmallLaunch(**{**given, **change})
+
+
+def small(**change: Any) -> Any:
+    given = {"inputs": [0], "draws": [], "like": [torch.empty(2, 3)], "outputs": [1], "clip": False}
+    return _host.SmallLaunch(**{**given, "make": torch.empty_like, **change})
+
+
+def test_rows_and_measurements_are_lists():
+    x, seeds = torch.arange(6.0).reshape(2, 3), torch.zeros(2, dtype=torch.int64)
+    table = torch.tensor([[2.0], [3.0], [-1.0]])
+    chosen, measured = small(table=table, rows=2), small(table=table, rows=2, measured=True)
+    slots: list[Any] = [x, None, [2, 1]]
+    assert chosen.run(slots, seeds) == 1 and torch.equal(slots[1], x * torch.tensor([[-1.0], [3.0]]))
+    slots[2] = [[0.5, 1.0], [2.0, 4.0]]
+    assert measured.run(slots, seeds) == 1
+    assert torch.equal(slots[1], x * torch.tensor([[2 + 1.5 - 2], [2 + 3.0 - 4]]))
+    for launch, wrong in (
+        (chosen, [[2, 3], [-1, 0], [1], ["a", 0], [1.5, 0], None, torch.tensor([2, 1])]),
+        (measured, [[[0.5, 1.0]], [[0.5], [2.0]], [[0.5, 1.0], [2.0, "a"]], [0.5, 1.0], None, torch.ones(2, 2)]),
+    ):
+        for rows in wrong:
+            slots[1:] = [None, rows]
+            assert launch.run(slots, seeds) == 0 and slots[1] is None
+    with pytest.raises(ValueError, match="table must be"):
+        small(table=torch.ones(3, 2)[:, :1])
+
+
+def test_sums_of_squares_are_the_operators(monkeypatch):
+    for shape in ((2, 3), (3, 5000), (1, 4096)):
+        x, seeds = torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.arange(shape[0])
+        table = torch.tensor([[0.7, -0.3]])
+        slots: list[Any] = [x, None]
+        assert small(table=table, draws=[3], like=[x], squares=True).run(slots, seeds) == 1
+        assert slots[1] == torch.ops.fastdiff.sum_squares([x], table, None, seeds, [3]).tolist()
+
+
+def test_launches_that_follow_at_once_stop_where_the_operator_must_see_to_one():
+    first, second = small(table=torch.full((1, 1), 2.0)), small(table=torch.full((1, 1), 3.0), inputs=[2], outputs=[3])
+    first.then(second)
+    x, seeds = torch.ones(2, 3), torch.zeros(2, dtype=torch.int64)
+    slots: list[Any] = [x, None, x.double(), None]
+    assert first.run(slots, seeds) == 1 and slots[1].unique().tolist() == [2.0] and slots[3] is None
+    slots[2] = x
+    assert first.run(slots, seeds) == 2 and slots[3].unique().tolist() == [3.0]

@@ -13,7 +13,7 @@ from fastdiff import VP, Sampler
 from fastdiff.guidance import AutoGuidance, DiscriminatorGuidance
 from fastdiff.ops import native
 from fastdiff.solvers import ts_dpm_timesteps
-from fastdiff.solvers.time_shift import nearest_variance, with_variance
+from fastdiff.solvers.time_shift import NearestVariance, with_variance
 from tests.tolerances import CLOSED_FORM
 
 from .threads import one_thread
@@ -205,8 +205,14 @@ def test_official_grid():
 def test_variance_of_samples():
     x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
     variances = x.flatten(1).double().var(1)
-    assert nearest_variance(x, variances.float()).tolist() == [0, 1, 2, 3]
-    assert nearest_variance(x, torch.tensor([100.0, 0.0])).tolist() == [1, 1, 1, 1]
+    nearest = NearestVariance()
+    assert nearest(x, variances.float()).tolist() == [0, 1, 2, 3]
+    assert nearest(x, torch.tensor([100.0, 0.0])).tolist() == [1, 1, 1, 1]
+    if native.host_function("nearest_variance") is not None:
+        for like in (x, x.double(), x[:1], x[:0]):
+            assert nearest.small(like, variances.tolist()) == [0, 1, 2, 3][: len(like)]
+        for other in (x.half(), x.mT, x[:, 0, 0], x[..., :0]):
+            assert nearest.small(other, variances.tolist()) is None
     wanted = torch.tensor([0.5, 1.0, 2.0, 4.0])
     torch.testing.assert_close(with_variance(x, wanted).flatten(1).var(1), wanted)
 

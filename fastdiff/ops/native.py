@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import warn
 from . import reference_ops
@@ -120,9 +119,9 @@ def operation(name: str, backend: str) -> Callable[..., Any]:
     return getattr(torch.ops.fastdiff, name).default
 
 
-def small_launch(*arguments: Any) -> Callable[[list[Any], Tensor], bool] | None:
-    """A launch of the C++ backend on small plain tensors, without PyTorch's dispatcher: (slots, seeds) -> whether it
-    was done. None if it is not small, or cannot be had.
+def small_launch(*arguments: Any) -> Any:
+    """A launch of the C++ backend on small plain tensors, without PyTorch's dispatcher. None if it is not small, or
+    cannot be had.
 
     Args:
         arguments: of `fastdiff._host.SmallLaunch`.
@@ -131,7 +130,18 @@ def small_launch(*arguments: Any) -> Callable[[list[Any], Tensor], bool] | None:
         launch = importlib.import_module("fastdiff._host").SmallLaunch(*arguments)
     except (ImportError, AttributeError, ValueError):  # not built, a PyTorch that lends no tensors to C
         return None
-    return launch.run if launch.pays() else None
+    return launch if launch.pays() else None
+
+
+@cache
+def host_function(name: str) -> Callable[..., Any] | None:
+    """A function of `fastdiff._host` for small plain CPU tensors; None if it was not built, or PyTorch lends no tensors
+    to C."""
+    try:
+        module = importlib.import_module("fastdiff._host")
+    except ImportError:
+        return None
+    return getattr(module, name) if hasattr(torch.Tensor, "__dlpack_c_exchange_api__") else None
 
 
 def unobserved() -> bool:

@@ -12,8 +12,11 @@ from torch import Tensor
 from ..denoiser import Denoiser, State
 from ..engine import flat
 from ..errors import check_positive
+from ..ops import native
 from ..process import Level, Levels
 from .registry import register
+
+TINY, INV_SQRT_2 = 2.0**-1022, math.sqrt(0.5)
 
 
 def score(denoise: Denoiser, x: State, level: Level) -> State:
@@ -21,25 +24,36 @@ def score(denoise: Denoiser, x: State, level: Level) -> State:
     return (level.alpha * denoise(x, level) - x) / level.sigma**2
 
 
-def snr_step(squares: Tensor, told: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class SnrStep:
     """(e, sqrt(2 e)) per sample, e = 2 a (r |z| / |s|)^2 (Song et al. 2021, Algorithms 4 and 5); 0 where the score is.
 
-    Args:
-        squares: |s|^2 and |z|^2, [2, B]; told: the signal-to-noise ratio r and the process's a.
+    Attributes:
+        batch: the norms are their means over the batch, as in score_sde's code: samples depend on their neighbours.
     """
-    return _sizes(squares[0], squares[1], told)
 
+    batch: bool = False
 
-def snr_step_of_batch(squares: Tensor, told: Tensor) -> Tensor:
-    """The same with the norms' means over the batch, as score_sde's code has it: samples depend on their neighbours."""
-    of_score, of_noise = squares.sqrt().mean(1, keepdim=True).expand_as(squares).square()
-    return _sizes(of_score, of_noise, told)
+    def __call__(self, squares: Tensor, told: Tensor) -> Tensor:
+        """squares: |s|^2 and |z|^2, [2, B]; told: the signal-to-noise ratio r and the process's a."""
+        ratio, a = told.double()
+        if self.batch:
+            squares = squares.sqrt().mean(1, keepdim=True).expand_as(squares).square()
+        of_score, of_noise = squares
+        e = torch.where(of_score > 0, 2 * a * (ratio * ratio) * of_noise / of_score, 0.0)
+        return torch.stack([e, (2 * e).sqrt()])
 
-
-def _sizes(of_score: Tensor, of_noise: Tensor, told: Tensor) -> Tensor:
-    ratio, a = told
-    e = torch.where(of_score > 0, 2 * a * ratio**2 * of_noise / of_score, 0.0)
-    return torch.stack([e, (2 * e).sqrt()])
+    def small(self, squares: list[list[float]], told: list[float]) -> list[list[float]]:
+        """The same, of numbers of Python."""
+        ratio, a = told
+        if self.batch:
+            squares = [[(sum(map(math.sqrt, each)) / len(each)) ** 2] * len(each) for each in squares if each]
+        sizes, roots, factor = [], [], 2 * a * (ratio * ratio)
+        for of_score, of_noise in zip(*squares):
+            e = factor * of_noise / of_score if of_score > 0 else 0.0
+            sizes.append(e)
+            roots.append(math.sqrt(2 * e))
+        return [sizes, roots]
 
 
 def _check_one_level(solver: str, levels: Levels) -> None:
@@ -73,16 +87,28 @@ class Metropolis:
 
     energy: Callable[[Tensor], Tensor]
 
-    def __call__(self, x: Tensor, y: Tensor, s_x: Tensor, s_y: Tensor, z: Tensor, told: Tensor) -> Tensor:
-        """s_x, s_y: the scores; z: normals, of which one per sample decides; told: e."""
-
-        def misses(target: Tensor, start: Tensor, slope: Tensor) -> Tensor:
-            away = target - start - told[0] * slope
-            return flat(away).double().square().sum(1) / (4 * told[0])
-
+    def __call__(self, squares: Tensor, told: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        """squares: |x - y - e s(y)|^2 and |noise of y|^2, [2, B]; told: e; z: normals, of which one per sample
+        decides."""
+        back, there = squares[0] / (4 * told[0].double()), squares[1] / 2
         climbed = self.energy(x).reshape(len(x)).double() - self.energy(y).reshape(len(x)).double()
         uniform = torch.special.log_ndtr(flat(z)[:, 0].double())  # ln of a uniform number
-        return (uniform < climbed - misses(x, y, s_y) + misses(y, x, s_x)).long()
+        return (uniform < climbed - back + there).double()[None]
+
+    def small(
+        self, squares: list[list[float]], told: list[float], x: Tensor, y: Tensor, z: Tensor
+    ) -> list[list[float]]:
+        """The same, of numbers of Python."""
+        first = native.host_function("first_elements")
+        normals = None if first is None else first(z)
+        if normals is None:
+            normals = flat(z)[:, 0].tolist()
+        at_x, at_y = (e.tolist() if e.ndim == 1 else e.reshape(-1).tolist() for e in (self.energy(x), self.energy(y)))
+        accepted, scale = [], 4 * told[0]
+        for n, u_x, u_y, back, there in zip(normals, at_x, at_y, *squares):
+            uniform = math.log(max(math.erfc(-n * INV_SQRT_2) / 2, TINY))
+            accepted.append(float(uniform < u_x - u_y - back / scale + there / 2))
+        return [accepted]
 
 
 @register(order=None, evaluations="1, 2 of the energy", stochastic=True, source="Roberts & Tweedie 1996 (MALA)")
@@ -106,9 +132,10 @@ def mala(
     e = check_positive("step_size", step_size)
     s = score(denoise, x, levels[0])
     for level in levels[:-1]:
-        y = x + e * s + math.sqrt(2 * e) * noise()
+        z = noise()
+        y = x + e * s + math.sqrt(2 * e) * z
         s_y = score(denoise, y, level)
-        accepted = denoise.choose(Metropolis(energy), [x, y, s, s_y, noise()], [e]).number([0.0, 1.0])
+        (accepted,) = denoise.measure(Metropolis(energy), [x - y - e * s_y, z], told=[e], read=[x, y, noise()])
         x = accepted * y + (1 - accepted) * x
         s = denoise.store(accepted * s_y + (1 - accepted) * s)
         yield x

@@ -14,12 +14,12 @@ from ..denoiser import Denoiser, State
 from ..errors import check_choice, check_count, check_positive
 from ..process import Array, Levels
 from ..sde import SDE
-from .langevin import score, snr_step, snr_step_of_batch
+from .langevin import SnrStep, score
 from .registry import register
 
 PREDICTORS = ("reverse_diffusion", "ancestral_sampling", "euler_maruyama", "none")
 CORRECTORS = ("langevin", "ald", "none")
-NORMS = {"sample": snr_step, "batch": snr_step_of_batch}
+NORMS = {"sample": SnrStep(), "batch": SnrStep(batch=True)}
 
 
 class Kernel(NamedTuple):

@@ -8,6 +8,7 @@ without what makes them fail (see `TimeShift`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..denoiser import Denoiser, State
 from ..engine import flat
 from ..errors import check_choice, check_count
+from ..ops import native
 from ..prediction import PreviousX
 from ..process import CLEAN, VP, Level, Levels
 from .registry import register
@@ -34,9 +36,17 @@ def variance(x: Tensor) -> Tensor:
     return (squares - rows.sum(1, dtype=torch.float64).square() / n) / (n - 1)
 
 
-def nearest_variance(x: Tensor, variances: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class NearestVariance:
     """argmin over k of |var(x_b) - variances[k]|: int64 [B]."""
-    return (variance(x)[:, None] - variances.double()).abs().argmin(1)
+
+    def __call__(self, x: Tensor, variances: Tensor) -> Tensor:
+        return (variance(x)[:, None] - variances.double()).abs().argmin(1)
+
+    def small(self, x: Tensor, variances: list[float]) -> list[int] | None:
+        """The same as a list, if the compiled part can do it."""
+        nearest = native.host_function("nearest_variance")
+        return None if nearest is None else nearest(x, variances)
 
 
 def with_variance(x: Tensor, wanted: Tensor) -> Tensor:
@@ -100,7 +110,7 @@ class TimeShift:
         steps = [self._step(n, t, j) for t, j in moves]
         if len(steps) == 1:
             return x, steps[0]
-        choice = self._denoise.choose(nearest_variance, [x], variances)
+        choice = self._denoise.choose(NearestVariance(), [x], variances)
         return x, Step(*(same[0] if len(set(same)) == 1 else choice.level(same) for same in zip(*steps)))
 
     def moves(self, n: int) -> tuple[list[tuple[int, int]], list[float]]:

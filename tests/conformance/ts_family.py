@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.solvers.time_shift import TimeShift, nearest_variance, ts_dpm_timesteps
+from fastdiff.solvers.time_shift import NearestVariance, TimeShift, ts_dpm_timesteps
 
 from .analytic import DiscreteModel
 from .cases import Case, compare
@@ -87,7 +87,7 @@ def times(done: Run, window: int, cutoff: float, rule: str) -> dict[str, Tensor]
     for n, x in enumerate(done.states[:-1]):
         moves, variances = shift.moves(n)
         alone = torch.zeros(len(x), dtype=torch.int64)
-        choice = nearest_variance(x, torch.tensor(variances, dtype=x.dtype)) if variances else alone
+        choice = NearestVariance()(x, torch.tensor(variances, dtype=x.dtype)) if variances else alone
         taken.append(torch.tensor(moves)[choice])
     t, t_next = torch.stack(taken).unbind(-1)
     return {"t": t, "t_next": t_next}

@@ -53,9 +53,12 @@ def test_metropolis_accepts_as_it_should():
     there = Normal(x + e * s_x, math.sqrt(2 * e)).log_prob(y).sum(1)
     back = Normal(y + e * s_y, math.sqrt(2 * e)).log_prob(x).sum(1)
     chance = (wells(x) - wells(y) + back - there).exp()
-    accepted = Metropolis(wells)(x, y, s_x, s_y, z, torch.tensor([e], dtype=torch.float64))
-    assert torch.equal(accepted, (Normal(0.0, 1.0).cdf(z[:, 0]) < chance).long())
+    squares = torch.stack([x - y - e * s_y, (y - x - e * s_x) / math.sqrt(2 * e)]).square().sum(-1)
+    accepted = Metropolis(wells)(squares, torch.tensor([e], dtype=torch.float64), x, y, z)
+    assert torch.equal(accepted, (Normal(0.0, 1.0).cdf(z[:, 0]) < chance).double()[None])
     assert 20 < accepted.sum() < 180
+    for states in ((x, y, z), (x, y, z.t().contiguous().t())):
+        assert Metropolis(wells).small(squares.tolist(), [e], *states) == accepted.tolist()
 
 
 def test_mala_samples_the_energy_where_langevin_is_biased():

@@ -12,7 +12,7 @@ import torch
 from fastdiff import EDM, VP, Sampler
 from fastdiff.continuous import Flow, SDEProcess
 from fastdiff.sde import VESDE, VPSDE, subVPSDE
-from fastdiff.solvers.langevin import snr_step, snr_step_of_batch
+from fastdiff.solvers.langevin import SnrStep
 from fastdiff.solvers.predictor_corrector import PREDICTORS, Exact, Tabled
 from tests.solvers.linear import sample_moments
 from tests.tolerances import SMALL_SIGMA
@@ -121,11 +121,32 @@ def test_one_launch_per_evaluation(corrector):
 def test_step_size():
     squares = torch.tensor([[4.0, 9.0, 0.0], [16.0, 25.0, 1.0]], dtype=torch.float64)
     told = torch.tensor([0.5, 0.8], dtype=torch.float64)
-    e, root = snr_step(squares, told)
+    e, root = SnrStep()(squares, told)
     assert e.tolist() == pytest.approx([2 * 0.8 * (0.5 * 4 / 2) ** 2, 2 * 0.8 * (0.5 * 5 / 3) ** 2, 0.0])
     assert torch.allclose(root, (2 * e).sqrt())
     of_batch = 2 * 0.8 * (0.5 * ((4 + 5 + 1) / 3) / ((2 + 3 + 0) / 3)) ** 2
-    assert snr_step_of_batch(squares, told)[0].tolist() == pytest.approx([of_batch] * 3)
+    assert SnrStep(batch=True)(squares, told)[0].tolist() == pytest.approx([of_batch] * 3)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_step_size_of_numbers(batch):
+    """Of lists it is the same to the bit, zero norms and those that are not numbers included."""
+    squares = torch.rand(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 50
+    for bad in (None, 0.0, math.inf, math.nan):
+        if bad is not None:
+            squares[0, 1] = bad
+        of_tensors = SnrStep(batch)(squares, torch.tensor([0.16, 0.9]))
+        told = torch.tensor([0.16, 0.9]).tolist()
+        rows = torch.tensor(SnrStep(batch).small(squares.tolist(), told), dtype=torch.float64)
+        same = torch.allclose(rows, of_tensors, rtol=1e-15, atol=0, equal_nan=True) if batch else None
+        assert same or torch.equal(rows.nan_to_num(-1), of_tensors.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("sizes", [(1, 16), (3, 17), (16, 40)])
+def test_samples_are_the_same_among_few_and_many(sizes):
+    """Few small ones go another way than many, to the same bits."""
+    few, many = (sampler("ve", steps=6)(shape=(n, 5), seeds=7) for n in sizes)
+    assert torch.equal(few, many[: len(few)])
 
 
 def test_samples_depend_on_the_batch_only_with_its_norm():
