@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import ops
-from .compiler import compile_plan
 from .denoiser import Denoiser, State
 from .errors import check_choice, check_count, check_finite, check_positive
-from .executor import Executor
 from .exposure.schedules import epsilon_scales
+from .parts import Parts
 from .process import Level
-from .readable import samples_of, start_state, tensor_engine
+from .readable import samples_of, start_state
 from .request import Request
 from .solvers.ancestral import split
 from .solvers.dpm_fast import noisy_ends
@@ -27,7 +25,6 @@ from .solvers.dpmpp_sde import lowered
 from .solvers.exponential import Exponential
 from .solvers.registry import Driver, register
 from .solvers.singlestep import NODES, Place, advance, stages
-from .trace import Recorder
 
 if TYPE_CHECKING:
     from .sampler import Sampler
@@ -184,6 +181,7 @@ class _Run:
         self.begin, self.end = -math.log(first.sigma_ve), -math.log(self.last.sigma_ve)
         self.at = np.full(len(controller.h), self.begin)
         self.evaluations = self.trials = self.accepted = 0
+        self.part = Parts(sampler, request)
 
     def solve(self) -> Tensor:
         """The final state."""
@@ -194,7 +192,7 @@ class _Run:
         while (active := self.at < self.end).any() and x.numel():
             x, low = self._step(x, low, active)
         if self.sampler.levels[-1].sigma == 0:
-            (x,) = part(self.sampler, request, x, lambda denoise, x, _: [denoise(x, self.last)])
+            (x,) = self.part(x, lambda denoise, x, _: [denoise(x, self.last)])
             if request.report is not None:
                 request.report(self.accepted, self.last, x, x)
         return x
@@ -204,11 +202,8 @@ class _Run:
         target = self.at + np.where(active, self.controller.h, 0.0)
         target = np.where(target > self.end - AT_END, self.end, target)
         draw = 1 + (self.accepted if self.together else self.trials)
-        low, high, new, *x0 = part(
-            self.sampler,
-            self.request,
-            x,
-            lambda denoise, x, noise: self._trial(denoise, x, target, lambda *interval: noise(draw, *interval)),
+        low, high, new, *x0 = self.part(
+            x, lambda denoise, x, noise: self._trial(denoise, x, target, lambda *interval: noise(draw, *interval))
         )
         error = self._error(low, high, past)
         accepted = self.controller.accept(error, active)
@@ -299,30 +294,3 @@ def check_driven(name: str, sampler: Sampler) -> tuple[Level, Level]:
             f"this {type(sampler.process).__name__} has discrete ones"
         )
     return first, last
-
-
-def part(
-    sampler: Sampler,
-    request: Request,
-    x: Tensor,
-    function: Callable[[Denoiser, State, Callable[..., State]], Sequence[State]],
-) -> list[Tensor]:
-    """The tensors that `function(denoise, x, noise)` returns: by a plan made for it, or on tensors (compiled=False).
-
-    noise(k, start, end, eta) is draw k. Guidance terms begin anew.
-    """
-    if not sampler.compiled:
-        engine = tensor_engine(sampler, request)
-        denoise = sampler.denoiser(engine, sampler.levels)
-        return list(function(denoise, x, engine.drawn))
-    recorder = Recorder(request.noise is not None, sampler.noise == "brownian")
-    denoise = sampler.denoiser(recorder, sampler.levels)
-    symbol = recorder.begin(recorder.given("x_init"))
-    for value in function(denoise, symbol, recorder.drawn):
-        recorder.finish_step(value, None, None, True)
-    plan = compile_plan(recorder.trace, sampler.model_dtype == sampler.dtype)
-    types = sampler.dtype, sampler.model_dtype, sampler.time_dtype
-    found: list[Tensor] = []
-    inner = replace(request, x_init=x, tick=None, report=lambda step, level, value, x0: found.append(value))
-    Executor(plan, *types, sampler.device, sampler.backend).run(inner)
-    return found

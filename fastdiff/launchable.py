@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,24 +33,30 @@ def merge(into: dict, terms: dict, factor: float) -> None:
 
 
 class Launchable:
-    """An output written out over what a launch can read: buffers and draws, one clipped value, one or two scaled."""
+    """An output written out over what a launch can read: buffers and draws, one clipped value, one or two scaled.
 
-    def __init__(self) -> None:
+    Args:
+        value: what is written out, if that is all it is.
+    """
+
+    def __init__(self, value: Combination | None = None) -> None:
+        self.value = value
         self.linear: dict[Atom, Number] = {}
         self.nonlinear: dict[Clip | Scaled, Number] = {}
 
     def cleaned(self) -> Launchable:
         """Without coefficients that are rounding of 0."""
-        if all(type(c) is float for terms in (self.linear, self.nonlinear) for c in terms.values()):
-            return self._of_numbers()
-        known = (c for c in (*self.linear.values(), *self.nonlinear.values()) if not isinstance(c, Measured))
+        numbers = [*self.linear.values(), *self.nonlinear.values()]
+        if set(map(type, numbers)) <= {float}:
+            return self._of_numbers(numbers)
+        known = (c for c in numbers if not isinstance(c, Measured))
         largest = max(map(size, known), default=0.0)
         self.linear = {a: c for a, c in self.linear.items() if size(c) > _least(c, largest)}
         self.nonlinear = {a: c for a, c in self.nonlinear.items() if size(c) > _least(c, largest)}
         return self
 
-    def _of_numbers(self) -> Launchable:
-        least = DUST * max(map(abs, (*self.linear.values(), *self.nonlinear.values())), default=0.0)
+    def _of_numbers(self, numbers: Sequence[Any]) -> Launchable:
+        least = DUST * max(map(abs, numbers), default=0.0)
         self.linear = {a: c for a, c in self.linear.items() if abs(c) > least}
         if self.nonlinear:
             self.nonlinear = {a: c for a, c in self.nonlinear.items() if abs(c) > least}
@@ -68,10 +75,10 @@ class Writer:
         self.birth, self.slots = birth, slots
 
     def _expand(self, value: Combination, gap: int) -> Launchable:
-        out = Launchable()
+        out = Launchable(value)
         for atom, c in value.terms.items():
             if isinstance(atom, (Buffer, Draw)) or self.birth[atom] < gap or atom in self.slots:
-                merge(out.linear, {atom: c}, 1.0)
+                out.linear[atom] = out.linear.get(atom, 0.0) + c
             elif isinstance(atom, Point):
                 inner = self._expand(atom.value, gap)
                 merge(out.linear, inner.linear, c)
@@ -109,7 +116,7 @@ class Writer:
 def table_of(row: Sequence[Number]) -> NDArray[np.float64]:
     """[V, W]: a row for every candidate of the launch's choice, or one; for measurements, the constant part and the
     factor of each."""
-    if not any(isinstance(c, Chosen) for c in row):
+    if not any(issubclass(kind, Chosen) for kind in set(map(type, row))):
         return np.array([row], dtype=np.float64)
     count = max(len(each(c)) for c in row)
     if any(isinstance(c, Measured) for c in row):

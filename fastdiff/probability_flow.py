@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .adaptive import check_driven, check_own_steps
 from .continuous import Flow, SDEProcess
-from .denoiser import Denoiser
+from .denoiser import Denoiser, State
 from .engine import flat
 from .errors import check_choice, check_positive
 from .odes import ADAPTIVE, solve
+from .parts import Parts
 from .process import Level
-from .readable import start_state, tensor_engine
+from .readable import start_state
 from .request import Request
 from .solvers.registry import Driver, register
 
@@ -41,7 +42,7 @@ class Path(NamedTuple):
     points: list[float]
     levels: list[Level]
     level: Callable[[float], Level]
-    velocity: Callable[[Tensor, Tensor, float, Level], Tensor]
+    velocity: Callable[[State, State, float, Level], State]
     scaled: bool
 
 
@@ -60,12 +61,12 @@ def path_of(sampler: Sampler) -> Path:
     return Path(points, noisy, lambda s: levels.between(math.exp(s)), lambda u, x0, s, level: u - x0, True)
 
 
-def _of_flow(x: Tensor, x0: Tensor, t: float, level: Level) -> Tensor:
+def _of_flow(x: State, x0: State, t: float, level: Level) -> State:
     return (x - x0) / t
 
 
-def _of_sde(process: SDEProcess) -> Callable[[Tensor, Tensor, float, Level], Tensor]:
-    def velocity(x: Tensor, x0: Tensor, t: float, level: Level) -> Tensor:
+def _of_sde(process: SDEProcess) -> Callable[[State, State, float, Level], State]:
+    def velocity(x: State, x0: State, t: float, level: Level) -> State:
         time = torch.tensor([t], dtype=torch.float64)
         factor, diffusion = float(process.sde.drift(time)), float(process.sde.diffusion(time))
         return factor * x - (0.5 * diffusion**2 / level.sigma**2) * (level.alpha * x0 - x)
@@ -78,7 +79,8 @@ class ProbabilityFlow(Driver):
 
     From the first level to the last noisy one; levels between only say where a callback or a trajectory looks (one
     evaluation more each). The batch shares its steps: with "RK45" one root mean square over all is held to the
-    tolerance (score_sde), with torchdiffeq's methods that of each sample. The solver's arithmetic is in float64.
+    tolerance (score_sde), with torchdiffeq's methods that of each sample. The solver's arithmetic is in float64; the
+    velocity is one compiled plan on the sampler's backend, renewed for every level.
 
     Options:
         method: "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun" (torchdiffeq) or "RK45" (SciPy, on the host).
@@ -135,13 +137,28 @@ ode = register(
 class _Run:
     def __init__(self, sampler: Sampler, request: Request, path: Path):
         self.sampler, self.request, self.path = sampler, request, path
-        self._engine = tensor_engine(sampler, request)
-        self._denoise: Denoiser = sampler.denoiser(self._engine, sampler.levels)
+        self._part, self._done = Parts(sampler, request), 0
 
     def x0(self, x: Tensor, level: Level) -> Tensor:
         """The predicted x_0 of a state."""
-        self._denoise.evaluations = 0
-        return self._denoise(x, level)
+        return self._part(x, lambda denoise, x, _: [denoise(x, level)])[0]
+
+    def velocity(self, y: Tensor, s: float) -> Tensor:
+        """dy/ds."""
+        path, level = self.path, self.path.level(s)
+
+        def change(denoise: Denoiser, y: State, _: Any) -> list[State]:
+            x = level.alpha * y if path.scaled and level.alpha != 1 else y
+            return [path.velocity(y, denoise(x, level), s, level)]
+
+        return self._part(y, change)[0]
+
+    def _tick(self, s: float) -> None:
+        """Before an evaluation on the way; a solver looks back and ahead."""
+        if self.request.tick is not None:
+            first, last = self.path.points[0], self.path.points[-1]
+            self._done = max(self._done, int((s - first) / (last - first) * self.sampler.levels.steps))
+            self.request.tick(self._done)
 
     def report(self, step: int, level: Level | None, x: Tensor, x0: Tensor | None = None) -> None:
         """Tell an observer, if there is one."""
@@ -161,12 +178,11 @@ class _Run:
             return (level.alpha * y if path.scaled else y).to(dtype).view(x.shape)
 
         def derivative(s: Tensor, y: Tensor) -> Tensor:
-            level = path.level(float(s))
-            x0 = self.x0(state(y, level), level)
-            change = path.velocity(y.to(dtype).view(x.shape), x0, float(s), level).double()
+            self._tick(float(s))
+            change = self.velocity(y.to(dtype).view(x.shape), float(s)).double()
             if not bool(change.isfinite().all()):
                 raise FloatingPointError(
-                    f"the velocity of the probability flow is not finite at sigma {level.sigma:.4g}"
+                    f"the velocity of the probability flow is not finite at sigma {path.level(float(s)).sigma:.4g}"
                 )
             return change.view(y.shape)
 

@@ -95,7 +95,7 @@ class Chosen(NDArrayOperatorsMixin):
         self.values, self.rows = np.asarray(values, dtype=np.float64), rows
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        known = all(isinstance(i, (Real, Chosen)) for i in inputs)
+        known = all(isinstance(i, (float, Chosen, Real)) for i in inputs)  # Real is slow to ask for
         if method != "__call__" or not known or options:
             return NotImplemented
         if any(isinstance(i, Chosen) and i.rows is not self.rows for i in inputs):
@@ -167,9 +167,9 @@ class Combination:
         self.terms = {point: 1.0}
 
     def __add__(self, other: Any) -> Combination:
-        if isinstance(other, Real) and other == 0:  # where sum() starts
-            return Combination(self.terms)
         if not isinstance(other, Combination):
+            if isinstance(other, Real) and other == 0:  # where sum() starts
+                return Combination(self.terms)
             _refuse(f"added to {describe(other)}", "only other states, or noise(), can be added to it")
         terms = dict(self.terms)
         for atom, coefficient in other.terms.items():
@@ -177,6 +177,9 @@ class Combination:
         return Combination(terms)
 
     def __mul__(self, scalar: Any) -> Combination:
+        if isinstance(scalar, float) and math.isfinite(scalar):
+            factor = float(scalar)
+            return Combination({atom: coefficient * factor for atom, coefficient in self.terms.items()})
         if isinstance(scalar, Combination):
             _refuse("multiplied by another state", "only numbers known on the host can scale it")
         if not isinstance(scalar, (Real, Chosen)):
@@ -185,8 +188,8 @@ class Combination:
             raise ValueError(f"a traced state was multiplied by {scalar} in {_where()}")
         if isinstance(scalar, Measured):  # what is not there stays free for another measurement
             return Combination({atom: c * scalar for atom, c in self.terms.items() if isinstance(c, Chosen) or c != 0})
-        factor = scalar if isinstance(scalar, Chosen) else float(scalar)
-        return Combination({atom: coefficient * factor for atom, coefficient in self.terms.items()})
+        known = scalar if isinstance(scalar, Chosen) else float(scalar)
+        return Combination({atom: coefficient * known for atom, coefficient in self.terms.items()})
 
     def __truediv__(self, scalar: Any) -> Combination:
         if isinstance(scalar, Measured):

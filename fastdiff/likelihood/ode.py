@@ -117,7 +117,8 @@ def nll_network(
     """Log-density of data under any model that `fastdiff.Sampler` takes, by its probability-flow ODE.
 
     In VE terms, u = x_t / alpha with noise sigma: du / d ln sigma = u - x_0(u, sigma) (Karras et al. 2022, Eq. 4). The
-    data are taken as u at `sigma_min`; at `sigma_max` the prior is what the process's samplers start from.
+    data are taken as u at `sigma_min`; at `sigma_max` the prior is what the process's samplers start from. The velocity
+    is computed on tensors and not by a plan, because gradients must flow through all of it for the divergence.
 
     Args:
         model: as a `Sampler`'s; differentiable in x. On a VP process it is asked between timesteps, at the time

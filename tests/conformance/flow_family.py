@@ -19,7 +19,7 @@ from ..tolerances import DEFAULT_SOLVER
 from .analytic import Denoiser
 from .cases import Case, compare
 from .likelihood_family import TIGHT_SOLVER
-from .replay import Calls
+from .replay import ROUTES, Calls
 from .score_family import LIMITS
 from .sde_family import SCALERS
 from .sde_model import SdeModel
@@ -40,19 +40,21 @@ ODE_DEFAULTS: dict[str, Any] = {
 }
 
 
-def check_ode(case: Case) -> None:
+def check_ode(case: Case, route: str) -> None:
     """By SciPy's solver, whose evaluations are counted; where that is quick by torchdiffeq's, whose result is as far
     off as the recorded one's own error (SPEC.md, section 1). In float32 rounding decides on the steps as well."""
     a = case.arguments(**ODE_DEFAULTS)
     if a["inverse_scaler"] not in SCALERS or a["method"] != "RK45":
         raise ValueError(f"{case.id}: no rule for {a['inverse_scaler']!r} or {a['method']!r}")
-    compare(case, replay_ode(case, a, "RK45"), case.tolerance, inputs=("z", "nfe") if case.float32 else ("z",))
+    inputs = ("z", "nfe") if case.float32 else ("z",)
+    compare(case, replay_ode(case, route, a, "RK45"), case.tolerance, inputs=inputs, label=route)
     if a["rtol"] > TIGHT_SOLVER:
         own = max(case.tolerance, DEFAULT_SOLVER)
-        compare(case, replay_ode(case, a, "dopri5"), own, inputs=("z", "nfe"), label="by dopri5")
+        by_torch = replay_ode(case, route, a, "dopri5")
+        compare(case, by_torch, own, inputs=("z", "nfe"), label=f"by dopri5, {route}")
 
 
-def replay_ode(case: Case, a: Mapping[str, Any], method: str) -> dict[str, Any]:
+def replay_ode(case: Case, route: str, a: Mapping[str, Any], method: str) -> dict[str, Any]:
     """The samples and the number of evaluations; the reference counts the solver's, not that of the last step."""
     sde = get_sde(a["sde"], N=a["N"], **{name: a[name] for name in LIMITS[a["sde"]]})
     network = SdeModel(case.model)
@@ -68,6 +70,7 @@ def replay_ode(case: Case, a: Mapping[str, Any], method: str) -> dict[str, Any]:
         rtol=a["rtol"],
         atol=a["atol"],
         final="reverse_diffusion" if a["denoise"] else "none",
+        **ROUTES[route],
     )
     x = sampler(z.shape, x_init=z.to(sampler.dtype))
     return {"samples": SCALERS[a["inverse_scaler"]](x), "nfe": np.array(len(calls.times) - a["denoise"])}

@@ -36,7 +36,6 @@ TABLE_RUNNERS: dict[tuple[str, str], Callable[[Case], None]] = {
     ("ddpm", "ncsn_losses"): score_family.check_ncsn,
     ("ddpm", "sde_losses"): score_family.check_sde_losses,
     ("ddpm", "sde_tables"): score_family.check_sde_tables,
-    ("ddpm", "sde_ode"): flow_family.check_ode,
     ("edm", "kdiff_ll"): flow_family.check_likelihood,
 }
 # Families that run the library, by each of its routes: runner(case, route).
@@ -60,6 +59,7 @@ ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {
     ("ddpm", "ncsnv1_ald"): sde_family.check_ald,
     ("ddpm", "ncsnv2_ald"): sde_family.check_ald,
     ("ddpm", "ts_adm_ddim"): ts_family.check,
+    ("ddpm", "sde_ode"): flow_family.check_ode,
     ("ddpm", "ddim_repo"): ddim_family.check,
     ("ddpm", "diffusers"): diffusers_family.check,
     ("edm", "diffusers"): diffusers_family.check_edm,

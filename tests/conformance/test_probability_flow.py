@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 
 from .cases import case_params
-from .registry import TABLE_RUNNERS, implemented
+from .registry import ROUTE_RUNNERS, TABLE_RUNNERS, implemented
+from .replay import ROUTE_PARAMS
 
 FAMILIES = [("ddpm", "sde_ode"), ("edm", "kdiff_ll")]
 
 
-@pytest.mark.parametrize(
-    "case", [*case_params("ddpm", ["sde_ode"], implemented), *case_params("edm", ["kdiff_ll"], implemented)]
-)
-def test_recorded(case):
+@pytest.mark.parametrize("route", ROUTE_PARAMS)
+@pytest.mark.parametrize("case", case_params("ddpm", ["sde_ode"], implemented))
+def test_recorded_samples(case, route):
+    pytest.importorskip("torchdiffeq")
+    ROUTE_RUNNERS[case.folder, case.family](case, route)
+
+
+@pytest.mark.parametrize("case", case_params("edm", ["kdiff_ll"], implemented))
+def test_recorded_likelihoods(case):
     pytest.importorskip("torchdiffeq")
     TABLE_RUNNERS[case.folder, case.family](case)
