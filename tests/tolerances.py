@@ -92,3 +92,6 @@ BROWNIAN_WEIGHTS = 1e-10
 
 ORDER = 0.25
 """An order of convergence measured by one doubling of the steps (tests/solvers/test_order.py); they are 1 apart."""
+
+LAYOUT = 1e-4
+"""A network in another memory layout, or compiled: float32 sums in another order."""

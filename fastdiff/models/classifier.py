@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 __all__ = ["Classifier"]
 
+from .network import architecture
 
+
+@architecture("classifier", "fastdiff: a small convolutional classifier")
 class Classifier(nn.Module):
     """Five 3x3 convolutions with batch normalisation, a hidden layer and a linear head.
 

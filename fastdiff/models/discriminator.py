@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..guidance.vp import BETA_0, BETA_1
+from .network import architecture
 from .unet import UNet
 
 __all__ = ["Discriminator", "Encoder"]
@@ -90,6 +91,7 @@ class Encoder(UNet):
         return self.encode(y, sigma.log() / 4, labels)[0]
 
 
+@architecture("discriminator", "Kim et al. 2023 (discriminator guidance)")
 class Discriminator(nn.Module):
     """The log-odds that a noisy state began as real data rather than as a generated sample.
 

@@ -19,14 +19,11 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from ..files import atomic_path
-from .classifier import Classifier
-from .discriminator import EXTERNAL, Discriminator
-from .mlp import MLP
-from .unet import UNet
+from .discriminator import EXTERNAL
+from .network import build
 
 __all__ = ["ModelFileError", "check_tensors", "load", "load_tensors", "read_metadata", "save", "save_tensors"]
 
-_ARCHITECTURES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (Classifier, Discriminator, MLP, UNet)}
 _SHIPPED = {"digits": "digits.safetensors", "digits_classifier": "digits_classifier.safetensors"}
 _KEY = "fastdiff"
 
@@ -64,24 +61,26 @@ def load(path: str | Path, device: str | torch.device = "cpu", extractor: nn.Mod
         The network in evaluation mode, gradients off, with the file's description as `.metadata`.
 
     Raises:
-        ModelFileError: no such file, truncated or damaged, another architecture, missing, unexpected or
+        ModelFileError: no such file, truncated or damaged, an unknown architecture, missing, unexpected or
             misshapen tensors, non-finite weights; an extractor is missing or has no place.
     """
     file = _resolve(path)
     tensors, metadata = load_tensors(file)
     name, config = metadata.get("architecture"), metadata.get("config")
-    if name not in _ARCHITECTURES or not isinstance(config, dict):
-        raise ModelFileError(f"{file}: unknown architecture {name!r}; known: {', '.join(_ARCHITECTURES)}")
+    if not isinstance(name, str) or not isinstance(config, dict):
+        raise ModelFileError(f"{file}: unknown architecture {name!r}, or no configuration")
     external = config.get("extractor") == EXTERNAL
     if external != (extractor is not None):
         wanted = "given: the file does not hold it" if external else "left out: there is no place for one"
         raise ModelFileError(f"{file}: extractor must be {wanted}")
     try:
-        model: Any = _ARCHITECTURES[name](**{**config, "extractor": extractor} if external else config)
-    except (TypeError, ValueError) as error:
-        raise ModelFileError(f"{file}: the configuration does not build a {name}: {error}") from None
+        model: Any = build(name, config, "meta", **({"extractor": extractor} if extractor is not None else {}))
+    except ValueError as error:
+        raise ModelFileError(f"{file}: {error}") from None
     check_tensors(file, tensors, model.state_dict())
     model.load_state_dict(tensors, assign=True, strict=not external)  # names and shapes have been checked
+    if left := [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]:
+        raise ModelFileError(f"{file}: a {name} has tensors that no file holds: {', '.join(left)}")
     model.metadata = metadata
     return model.to(device).eval().requires_grad_(False)
 
@@ -132,12 +131,11 @@ def check_tensors(file: str | Path, tensors: dict[str, Tensor], expected: dict[s
     """Refuses `tensors` unless they have exactly the names and shapes of `expected` and are finite.
 
     Raises:
-        ModelFileError: naming the file and the first offending tensor.
+        ModelFileError: naming the file and all names that are missing or unexpected, or the first tensor that is wrong.
     """
-    missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    for names, what in ((missing, "missing"), (unexpected, "unexpected")):
-        if names:
-            raise ModelFileError(f"{file}: {what} tensor {min(names)!r} ({len(names)} in all)")
+    differ = {"missing": expected.keys() - tensors.keys(), "unexpected": tensors.keys() - expected.keys()}
+    if told := [f"{what} {', '.join(sorted(names))}" for what, names in differ.items() if names]:
+        raise ModelFileError(f"{file}: the tensors are not those of this network: {'; '.join(told)}")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             wanted, got = list(expected[name].shape), list(tensor.shape)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .network import architecture
 from .times import phases, sinusoids
 
 __all__ = ["MLP"]
@@ -33,6 +34,7 @@ class _Block(nn.Module):
         return x + self.linear2(self.dropout(F.silu(y)))
 
 
+@architecture("denoiser", "fastdiff: an MLP for points")
 class MLP(nn.Module):
     """The raw network `F(x, time, labels=None)` of samples that are vectors; see `UNet` for images.
 

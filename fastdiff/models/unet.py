@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .network import architecture
 from .times import phases, sinusoids
 
 __all__ = ["UNet"]
@@ -75,6 +76,7 @@ class _Block(nn.Module):
         return self.attention(self.skip(x) + y)
 
 
+@architecture("denoiser", "fastdiff: a small U-Net")
 class UNet(nn.Module):
     """The raw network `F(x, time, labels=None, augment_labels=None)`; what it predicts is its training's matter.
 

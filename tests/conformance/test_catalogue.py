@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from . import (
+    test_checkpoints,
     test_diffusers,
     test_discriminator_guidance,
     test_edm,
@@ -41,6 +42,7 @@ def test_case_ids_are_unique(folder):
 
 def test_every_implemented_family_is_tested_in_one_file():
     files = (
+        test_checkpoints,
         test_diffusers,
         test_edm,
         test_discriminator_guidance,

@@ -11,6 +11,7 @@ import torch
 from fastdiff.models import UNet
 
 from ..tolerances import ROUNDING
+from .contract import check_network, randomise
 
 
 def trained_like(**config) -> UNet:
@@ -215,3 +216,8 @@ def test_unconditional_network_refuses_labels():
 def test_bad_configuration_is_refused_by_name(config, argument):
     with pytest.raises(ValueError, match=argument):
         UNet(**config)
+
+
+def test_the_contract_of_networks(tmp_path):
+    network = randomise(UNet(width=8, label_dim=2))
+    check_network(network, (torch.randn(2, 1, 16, 16), torch.rand(2), torch.tensor([0, -1])), tmp_path)

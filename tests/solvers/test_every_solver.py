@@ -55,8 +55,8 @@ def test_every_solver_says_what_it_is(name):
 @pytest.mark.parametrize("name", PLANNED)
 @pytest.mark.parametrize("bend", ["plain", "clipped", "scaled"])
 def test_at_most_one_fused_launch_per_evaluation(name, bend):
-    """And the one that makes the start. Sums of squares write nothing; what samples choose by, or a measurement reads, has
-    to be written, three tensors a launch, and a clipped x_0 has to be before its norm is taken."""
+    """And the one that makes the start. Sums of squares write nothing; what samples choose by, or a measurement reads,
+    has to be written, three tensors a launch, and a clipped x_0 has to be before its norm is taken."""
     plan = short_run(name, **BENDS[bend]).plan(x_init=name == "ddim_inversion")
     fused = [launch for launch in plan.launches if not launch.squares]
     events = [item.event for item in plan.items if isinstance(item, Call)]
