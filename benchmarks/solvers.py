@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.solvers", description=(__doc__ or "").split("\n\n")[0])
     default = Path(__file__).parent / "results" / "solvers.json"
     parser.add_argument("--out", type=Path, default=default, help="where the numbers go")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring, per solver")
+    parser.add_argument("--seconds", type=float, default=3.5, help="of measuring, per solver")
     parser.add_argument("--only", nargs="*", help="solvers; default: all that have a plan")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

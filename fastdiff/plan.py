@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from typing import Any
 from weakref import ref
 
 import numpy as np
@@ -84,10 +85,12 @@ class Call:
     rows: int | None = None
 
     @cached_property
-    def parts(self) -> tuple[list[int], list[int]]:
-        """Of a measurement: the slots of the sums of squares, and of what it reads as it is."""
-        count = self.event.squares if isinstance(self.event, Measure) else 0
-        return self.slots[:count], self.slots[count:]
+    def measured(self) -> tuple[list[int], list[int], Callable[..., Any] | None]:
+        """Of a measurement: the slots of the sums of squares, those of what it reads as it is, and how it is made of
+        numbers of Python, if it can be."""
+        assert isinstance(self.event, Measure)
+        count = self.event.squares
+        return self.slots[:count], self.slots[count:], getattr(self.event.function, "small", None)
 
 
 class Structure:

@@ -81,11 +81,11 @@ class Walk:
         if self._at == 0:
             self._calls.terms.start(self._shape[0], self._executor.device, self._executor.dtype)
         script = self._executor.branched if self._calls.branch is not None else self._executor.script
+        network, tick, times = self._calls.network, self._calls.tick, self._times
+        dtype, shape = self._executor.dtype, self._shape
         ahead = 0  # launches already done
         for do, item, dead in script[self._at : stop]:
-            if do is not None:
-                do(self, item)
-            else:
+            if do is None:
                 table, (like, short) = next(launches)
                 if noise:
                     self._draw(item.inputs)
@@ -95,6 +95,13 @@ class Walk:
                     ahead -= 1
                 else:
                     self._launch(item, table, like)
+            elif do is _network and tick is None:
+                x, time, made, _ = item
+                output = network(slots[x], times[time])
+                usual = type(output) is Tensor and output.dtype is dtype and output.shape == shape
+                slots[made] = output if usual else self._output(output)
+            else:
+                do(self, item)
             for slot in dead:  # nothing after this reads them
                 slots[slot] = None
         self._at = stop
@@ -153,15 +160,11 @@ class Walk:
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
-    def _evaluate_network(self, plain: tuple[int, int, int, int]) -> None:
-        """`_evaluate` where there is the network alone, whose time is the same for all samples."""
-        calls, slots, (x, time, made, step) = self._calls, self._slots, plain
-        if calls.tick is not None:
-            calls.tick(step)
-        output = calls.network(slots[x], self._times[time])
+    def _output(self, output: Any) -> Tensor:
+        """The mean half of what the network returned."""
         if not isinstance(output, Tensor) or output.shape != self._shape:
             output = split_variance(output, self._shape)[0]
-        slots[made] = output if output.dtype is self._executor.dtype else self._readable(output)
+        return self._readable(output)
 
     def _evaluate(self, call: Call) -> None:
         calls, slots, event = self._calls, self._slots, cast(Evaluate, call.event)
@@ -214,16 +217,16 @@ class Walk:
         slots[call.output] = rows  # type: ignore[index]
 
     def _measure(self, call: Call) -> None:
-        slots, event, (squares, read) = self._slots, cast(Measure, call.event), call.parts
+        slots, (squares, read, small) = self._slots, call.measured
         if self._noise:
             self._draw(read)
-        things = [slots[slot] for slot in read]
-        if self._few and (small := getattr(event.function, "small", None)) is not None:
-            sums = [slots[slot] for slot in squares]
-            slots[call.output] = small(sums, self._executor.told_of(event), *things)  # type: ignore[index]
+        if small is not None and self._few:
+            told = self._executor.told_of(call.event)
+            slots[call.output] = small([slots[s] for s in squares], told, *[slots[s] for s in read])  # type: ignore[index]
             return
+        event = cast(Measure, call.event)
         together = torch.stack([self._tensor(slots[slot]) for slot in squares])
-        measured = event.function(together, self._candidates(event), *things)
+        measured = event.function(together, self._candidates(event), *[slots[slot] for slot in read])
         measured = require_measured(measured, event.count, self._shape[0])
         slots[_made(call)] = measured.tolist() if self._few else measured
 
@@ -284,7 +287,7 @@ def script(plan: Plan, places: Mapping[Event, Sequence[slice]], branched: bool =
             lines.append((None, item, dead))
         elif isinstance(item.event, Evaluate) and item.event.term is item.variance is item.rows is None:
             plain = item.slots[0], places[item.event][0].start, item.output, item.event.step
-            lines.append((Walk._evaluate_network, plain, dead))
+            lines.append((_network, plain, dead))
         else:
             lines.append((_DO[type(item.event)], item, dead))
     at = 0
@@ -295,6 +298,15 @@ def script(plan: Plan, places: Mapping[Event, Sequence[slice]], branched: bool =
             lines[last] = (Walk._in_parallel, group, [slot for dead in plan.dead[at : last + 1] for slot in dead])
         at += max(1, together)
     return lines
+
+
+def _network(walk: Walk, plain: tuple[int, int, int, int]) -> None:
+    """`Walk._evaluate` where there is the network alone, whose time is the same for all samples: the slot of its input,
+    the number of its time, the slot of its output, and the step."""
+    x, time, made, step = plain
+    if walk._calls.tick is not None:
+        walk._calls.tick(step)
+    walk._slots[made] = walk._output(walk._calls.network(walk._slots[x], walk._times[time]))
 
 
 def _nothing(walk: Walk, call: Call) -> None:
