@@ -188,6 +188,7 @@ class Recipe:
                 launch.draws = [atoms[place].k for place in note.columns[len(launch.inputs) :]]
         for call, number in self._calls:
             call.event = trace.events[number]
+            call.__dict__.pop("measured", None)  # made of the event
         self._plan.noise = [(z, slot) for z, (_, slot) in zip(trace.noise, self._plan.noise)]
         return True
 
