@@ -1,0 +1,1 @@
+"""Reading what other projects have published, without running any of it."""
