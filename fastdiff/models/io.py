@@ -22,7 +22,17 @@ from ..files import atomic_path
 from .discriminator import EXTERNAL
 from .network import build
 
-__all__ = ["ModelFileError", "check_tensors", "load", "load_tensors", "read_metadata", "save", "save_tensors"]
+__all__ = [
+    "ModelFileError",
+    "check_tensors",
+    "fill",
+    "find",
+    "load",
+    "load_tensors",
+    "read_metadata",
+    "save",
+    "save_tensors",
+]
 
 _SHIPPED = {"digits": "digits.safetensors", "digits_classifier": "digits_classifier.safetensors"}
 _KEY = "fastdiff"
@@ -64,7 +74,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", extractor: nn.Mod
         ModelFileError: no such file, truncated or damaged, an unknown architecture, missing, unexpected or
             misshapen tensors, non-finite weights; an extractor is missing or has no place.
     """
-    file = _resolve(path)
+    file = find(path)
     tensors, metadata = load_tensors(file)
     name, config = metadata.get("architecture"), metadata.get("config")
     if not isinstance(name, str) or not isinstance(config, dict):
@@ -77,12 +87,24 @@ def load(path: str | Path, device: str | torch.device = "cpu", extractor: nn.Mod
         model: Any = build(name, config, "meta", **({"extractor": extractor} if extractor is not None else {}))
     except ValueError as error:
         raise ModelFileError(f"{file}: {error}") from None
-    check_tensors(file, tensors, model.state_dict())
-    model.load_state_dict(tensors, assign=True, strict=not external)  # names and shapes have been checked
-    if left := [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]:
-        raise ModelFileError(f"{file}: a {name} has tensors that no file holds: {', '.join(left)}")
+    fill(model, tensors, file, strict=not external)
     model.metadata = metadata
     return model.to(device).eval().requires_grad_(False)
+
+
+def fill(model: nn.Module, tensors: dict[str, Tensor], file: str | Path, strict: bool = True) -> None:
+    """Lays `tensors` into a network that was built on the device "meta"; they are not copied.
+
+    Args:
+        strict: no tensor of the network may be left out; else those that its `state_dict` does not name.
+
+    Raises:
+        ModelFileError: see `check_tensors`; or the network has tensors that no file can hold.
+    """
+    check_tensors(file, tensors, model.state_dict())
+    model.load_state_dict(tensors, assign=True, strict=strict)  # names and shapes have been checked
+    if left := [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]:
+        raise ModelFileError(f"{file}: a {type(model).__name__} has tensors that no file holds: {', '.join(left)}")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -91,7 +113,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: no such file, or not a file of fastdiff's.
     """
-    file = _resolve(path)
+    file = find(path)
     try:
         with safe_open(file, framework="pt") as handle:
             return _description(file, handle.metadata())
@@ -144,8 +166,12 @@ def check_tensors(file: str | Path, tensors: dict[str, Tensor], expected: dict[s
             raise ModelFileError(f"{file}: tensor {name!r} holds NaN or infinite values")
 
 
-def _resolve(path: str | Path) -> Path:
-    """The file of a shipped model's name, or `path` itself."""
+def find(path: str | Path) -> Path:
+    """The file of a shipped model's name, or `path` itself.
+
+    Raises:
+        ModelFileError: there is neither.
+    """
     if str(path) in _SHIPPED:
         return Path(str(resources.files("fastdiff.assets").joinpath(_SHIPPED[str(path)])))
     file = Path(path)
