@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from .classifier import Classifier
 from .discriminator import Discriminator
+from .hf import DiffusersNetwork
 from .io import ModelFileError, load, read_metadata, save
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "Classifier", "Discriminator", "ModelFileError", "UNet", "load", "read_metadata", "save"]
+__all__ = [
+    "MLP",
+    "Classifier",
+    "DiffusersNetwork",
+    "Discriminator",
+    "ModelFileError",
+    "UNet",
+    "load",
+    "read_metadata",
+    "save",
+]
