@@ -30,6 +30,7 @@ from .exposure.schedules import LinearScale, as_scale, epsilon_scales
 from .graphs import GraphCache, GraphStats
 from .graphs.buckets import bucket_of, bucket_sizes, filled
 from .guidance import Guidance, guidance_terms
+from .latents import Decoding
 from .log_prob import log_prob, log_prob_of_call
 from .planning import Planner
 from .prediction import Prediction, get_prediction
@@ -72,6 +73,8 @@ class Sampler(Planner):
         denoised_fn: any function of the predicted x_0, applied before clipping.
         thresholding: dynamic thresholding of the predicted x_0 (Imagen): True, (ratio, maximum) or a
             `thresholding.DynamicThresholding`; after `denoised_fn`.
+        decode: what turns final states into results, `latents.Latent(vae)` for latent diffusion, so many samples at a
+            time (`decode_batch`; default: all). Trajectories, callbacks and log-probabilities stay in the latents.
         noise: "independent" draws, or "brownian": solvers of SDEs get increments of one Brownian path of each sample,
             so that a sample refines when its steps become more (`fastdiff.brownian`).
         dtype: of the state, float32 or float64.
@@ -116,6 +119,8 @@ class Sampler(Planner):
         clip_denoised: bool | Sequence[float] = False,
         denoised_fn: Callable[[Tensor], Tensor] | None = None,
         thresholding: DynamicThresholding | bool | tuple[float, float] | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        decode_batch: int | None = None,
         noise: str = "independent",
         dtype: torch.dtype = torch.float32,
         model_dtype: torch.dtype | None = None,
@@ -158,6 +163,7 @@ class Sampler(Planner):
             raise TypeError(f"denoised_fn must be a function of the predicted x_0, got {denoised_fn!r}")
         self.clip = clip_range(clip_denoised)
         self.denoised_fn = compose(denoised_fn, get_thresholding(thresholding))
+        self._decoded = Decoding(decode, decode_batch, check)
         self.guidance, self.guidance_scale = guidance_terms(guidance, guidance_scale)
         if (
             self.solver in SOLVERS.values()
@@ -289,7 +295,8 @@ class Sampler(Planner):
             progress: show a progress bar.
 
         Returns:
-            [B, ...] in the state's dtype, or (that, trajectory), (that, log_prob) or (that, trajectory, log_prob).
+            [B, ...] in the state's dtype (what `decode` makes of it), or (that, trajectory), (that, log_prob) or
+            (that, trajectory, log_prob).
 
         Raises:
             ValueError, TypeError: a bad argument, before any work.
@@ -319,6 +326,7 @@ class Sampler(Planner):
             if generator is not None and state is not None:
                 generator.set_state(state)
             blame(lambda look: self._run_eagerly(replace(request, report=look, tick=None)), request.seeds)
+        x = self._decoded(x)
         more = [torch.stack(trajectory)] if return_trajectory else []
         more += [] if log_prob is None else [log_prob()]
         return (x, *more) if more else x
@@ -393,7 +401,7 @@ class Sampler(Planner):
         states: list[Tensor] = []
         if return_trajectory:
             request.report = lambda step, level, x, denoised: states.append(x)
-        x = run_differentiably(self, request, checkpoint)
+        x = self._decoded(run_differentiably(self, request, checkpoint), checkpoint)
         return (x, torch.stack(states)) if return_trajectory else x
 
     @property
