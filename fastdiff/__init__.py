@@ -15,12 +15,14 @@ from .sampler import Sampler, StepInfo
 
 _ROOMS = (
     *("continuous", "data", "energy", "evaluation", "exposure", "guidance", "interop", "interpolating", "likelihood"),
-    *("models", "ncsn", "presets", "schedules", "sde", "spacing", "sweep", "thresholding", "training"),
+    *("importing", "models", "ncsn", "presets", "schedules", "sde", "spacing", "sweep", "thresholding", "training"),
 )
 
 
 def __getattr__(name: str) -> Any:
     """Rooms that not every user needs are imported when they are first asked for."""
+    if name == "load":
+        return import_module("fastdiff.importing").load
     if name in _ROOMS:
         return import_module(f"fastdiff.{name}")
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "check_tensors",
     "fill",
     "find",
+    "is_own",
     "load",
     "load_tensors",
     "read_metadata",
@@ -127,6 +129,11 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], description: dict
     text = json.dumps({**description, "format": 1, "digest": _digest(stored)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(serialise(stored, metadata={_KEY: text}))
+
+
+def is_own(header: Mapping[str, str] | None) -> bool:
+    """Whether a safetensors header is of a file written by `save_tensors`."""
+    return _KEY in (header or {})
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
