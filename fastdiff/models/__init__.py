@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adm import EncoderUNetModel, SuperResModel, UNetModel
 from .classifier import Classifier
 from .discriminator import Discriminator
 from .hf import DiffusersNetwork
@@ -14,8 +15,11 @@ __all__ = [
     "Classifier",
     "DiffusersNetwork",
     "Discriminator",
+    "EncoderUNetModel",
     "ModelFileError",
+    "SuperResModel",
     "UNet",
+    "UNetModel",
     "load",
     "read_metadata",
     "save",
