@@ -101,14 +101,19 @@ def make(class_name: str, options: Mapping[str, Any]) -> nn.Module:
 class DiffusersNetwork(Network):
     """A denoising network of diffusers: called as networks of this package are, its output a plain tensor.
 
-    Weights have diffusers' own names behind "network.". Floating numbers have the parameters' dtype.
+    Weights have diffusers' own names behind "network." and "vae.".
+
+    Attributes:
+        network: diffusers' module.
+        vae: the autoencoder whose latents it denoises, diffusers' module; or None. `fastdiff.Latent(vae)` decodes.
     """
 
-    def __init__(self, class_name: str, **options: Any):
+    def __init__(self, class_name: str, vae: Mapping[str, Any] | None = None, **options: Any):
         """
         Args:
-            class_name: one of `DENOISERS`.
-            options: that class's constructor's arguments, as its config.json has them.
+            class_name: one of `DENOISERS`, or the Transformer2DModel of an older file of these.
+            vae: class_name (one of `AUTOENCODERS`) and arguments of the autoencoder, if it is part of the network.
+            options: the class's constructor's arguments, as its config.json has them.
 
         Raises:
             ValueError: they do not make a network.
@@ -118,21 +123,22 @@ class DiffusersNetwork(Network):
         name = remapped(class_name, options)
         if name not in DENOISERS:
             raise ValueError(f"class_name must be one of {', '.join(DENOISERS)}, got {class_name!r}")
-        self.network: Any = make(class_name, options)
-        read = self.network.config
-        self.class_name = name
+        if vae is not None and vae.get("class_name") not in AUTOENCODERS:
+            known = ", ".join(AUTOENCODERS)
+            raise ValueError(f"vae must have a class_name, one of {known}, got {vae.get('class_name')!r}")
+        made: Any = make(class_name, options)
+        read, kind = made.config, type(made).__name__
+        self.network = made
+        self.vae = None if vae is None else make(vae["class_name"], vae)
         size = (read.sample_size,) * 2 if isinstance(read.sample_size, int) else read.sample_size
         self.sample_shape = None if size is None else (read.in_channels, *size)
-        self.null = None  # the row of "no class", where diffusers has one
-        self.whole_times = read.get("time_embedding_type") == "learned"
-        if name == "DiTTransformer2DModel":
-            self.label_dim = self.null = read.num_embeds_ada_norm
-        elif name.startswith("UNet"):
-            self.label_dim = (read.class_embed_type is None and read.num_class_embeds) or 0
-        self.takes_labels = self.label_dim > 0 or read.get("class_embed_type") is not None
+        self.label_dim = _classes(kind, read)
+        self.null: int | None = self.label_dim if kind == "DiTTransformer2DModel" else None  # the row of "no class"
+        self.takes_labels: bool = self.label_dim > 0 or read.get("class_embed_type") is not None
         blocks = [*(read.get("down_block_types") or ()), str(read.get("mid_block_type"))]
-        self.needs_text = name.startswith(("PixArt", "SD3")) or any("Cross" in block for block in blocks)
-        self.taken = frozenset(inspect.signature(type(self.network).forward).parameters)
+        self.needs_text: bool = kind.startswith(("PixArt", "SD3")) or any("Cross" in block for block in blocks)
+        self.whole_times: bool = read.get("time_embedding_type") == "learned"
+        self.takes = frozenset(inspect.signature(type(made).forward).parameters)
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, **conditions: Any) -> Tensor:
         """The network's output, as its scheduler's prediction_type reads it.
@@ -151,21 +157,26 @@ class DiffusersNetwork(Network):
             ValueError, TypeError: a condition that is missing, or that the network does not take.
         """
         added = {name: conditions.pop(name) for name in ADDED if name in conditions}
-        unknown = sorted(
-            conditions.keys() - self.taken | (added.keys() if "added_cond_kwargs" not in self.taken else ())
-        )
+        unknown = conditions.keys() - self.takes
+        if added and "added_cond_kwargs" not in self.takes:
+            unknown |= added.keys()
         if unknown:
-            raise TypeError(f"{self.class_name} takes no {', '.join(unknown)}")
+            raise TypeError(f"{type(self.network).__name__} takes no {', '.join(sorted(unknown))}")
         if self.needs_text and conditions.get("encoder_hidden_states") is None:
-            raise TypeError(f"{self.class_name} needs encoder_hidden_states [B, T, D]: embeddings of the text")
+            raise TypeError(
+                f"{type(self.network).__name__} needs encoder_hidden_states [B, T, D]: embeddings of the text"
+            )
         if labels is not None and not self.takes_labels:
-            raise ValueError(f"labels must be left out: this {self.class_name} has no classes")
+            raise ValueError(f"labels must be left out: this {type(self.network).__name__} has no classes")
         time = time.expand(x.shape[0])
         if added:
             conditions["added_cond_kwargs"] = {**conditions.get("added_cond_kwargs", {}), **added}
         if self.takes_labels:
             conditions["class_labels"] = self._labels(x, labels)
-        out = self.network(x, timestep=time.long() if self.whole_times else time, return_dict=False, **conditions)
+        call: Any = self.network
+        out: tuple[Tensor, ...] = call(
+            x, timestep=time.long() if self.whole_times else time, return_dict=False, **conditions
+        )
         return out[0]
 
     def _labels(self, x: Tensor, labels: Tensor | None) -> Tensor | None:
@@ -176,6 +187,13 @@ class DiffusersNetwork(Network):
             return labels
         labels = labels.argmax(1) if labels.ndim == 2 else labels
         return labels if self.null is None else torch.where(labels < 0, self.null, labels)
+
+
+def _classes(kind: str, read: Any) -> int:
+    """The number of classes that labels count, 0 if there are none."""
+    if kind == "DiTTransformer2DModel":
+        return int(read.num_embeds_ada_norm)
+    return int(read.num_class_embeds or 0) if kind.startswith("UNet") and read.class_embed_type is None else 0
 
 
 def _diffusers() -> Any:
