@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from .continuous import process_of
-from .models import Discriminator, ModelFileError, UNet, load
-from .prediction import EDMPrediction, Prediction, get_prediction
-from .process import EDM, VE, VP, Process
+from .models import ModelFileError, load
+from .models.io import weights_digest
+from .models.network import FACTS
+from .process import VE, Process
+from .reading import reading_of
 from .sampler import Sampler
 
 __all__ = [
     "default_settings",
     "fill_settings",
+    "judge_options",
     "network_sampler",
     "open_device",
     "open_discriminator",
@@ -42,67 +45,94 @@ def open_network(name: str, device: torch.device) -> Any:
     """A network whose file says how its output is read (see `network_sampler`).
 
     Args:
-        name: a model file, or a shipped model.
+        name: a model file of this package, a shipped model, or a published checkpoint (see `fastdiff.load`).
 
     Raises:
         ModelFileError: there is no such file, or it does not say so.
     """
     model = load(name, device)
     try:
-        _reading(getattr(model, "metadata", {}))
+        reading_of(model)
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{name}: the file does not say how its output is read ({error})") from None
-    return model
+    return _with_digest(model)
 
 
-def open_discriminator(name: str, model: UNet, device: torch.device) -> Discriminator:
+def open_discriminator(name: str, model: Any, device: torch.device) -> Any:
     """A discriminator of states like a network's.
 
     Raises:
         ModelFileError: there is no such file, or it holds something else.
     """
     judge = load(name, device)
-    if not isinstance(judge, Discriminator) or judge.sample_shape != model.sample_shape:
+    facts = FACTS.get(type(judge).__name__)
+    if facts is None or facts.kind != "discriminator" or judge.sample_shape != model.sample_shape:
         raise ModelFileError(f"{name}: not a discriminator of samples of shape {list(model.sample_shape)}")
-    return judge
+    return _with_digest(judge)
+
+
+def _with_digest(model: Any) -> Any:
+    """The digest of a converted file stands in it; other projects' have the one that their converted file would."""
+    if "digest" not in model.metadata:
+        model.metadata["digest"] = weights_digest(model.state_dict())
+    return model
+
+
+def judge_options(judge: Any) -> dict[str, Any]:
+    """Arguments of `DiscriminatorGuidance` that a discriminator needs: its `time`, where it has one."""
+    return {"time": judge.time} if hasattr(judge, "time") else {}
 
 
 def network_sampler(model: Any, **options: Any) -> Sampler:
-    """The sampler of a network from `open_network`.
+    """The sampler of a network that says how its output is read (`reading_of`).
 
-    The file says the process and the prediction; `default_settings` the solver, where the options do not. Networks of a
-    discrete chain are sampled with their variance and, for images, x_0 clipped, as guided-diffusion samples them.
+    That settles the process and the prediction, and the solver where the options do not. A preconditioned network is
+    sampled through its raw one. Networks of a discrete chain are sampled with their variance and, for images, x_0
+    clipped, as guided-diffusion samples them; those of diffusers as the scheduler beside them does.
 
     Args:
         options: `Sampler`'s; None leaves one out. sigma_min and sigma_max are limits of the process EDM or VE.
 
     Raises:
-        ValueError, TypeError: an option that this network's process does not have.
+        ValueError, TypeError: an option that this network's process does not have, or levels that it does not know;
+            the network does not say how it is read.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    process, prediction = _reading(model.metadata)
-    limits = {name: given.pop(name) for name in ("sigma_min", "sigma_max") if name in given}
+    reading = reading_of(model, given.get("steps"))
+    process, own = reading.process, dict(reading.own)
+    limits: dict[str, Any] = {name: given.pop(name) for name in ("sigma_min", "sigma_max") if name in given}
     if limits:
-        if not isinstance(process, VE):
-            name, value = next(iter(limits.items()))
-            raise ValueError(f"{name} must be left out for process {type(process).__name__}, got {value!r}")
-        process = type(process)(**{"sigma_min": process.sigma_min, "sigma_max": process.sigma_max, **limits})
-    solver = given.setdefault("solver", default_settings(model)["solver"])
-    if isinstance(process, VP):
-        if solver == "ddpm":
-            given.setdefault("variance", model.metadata.get("variance", "fixed_small"))
-        if len(model.sample_shape) == 3:
-            given.setdefault("clip_denoised", True)
-    return Sampler(model, process=process, prediction=prediction, **given)
+        process = _within(process, limits, reading.limits)
+    if given.get("solver", reading.solver) != reading.solver:
+        own = {}
+    arguments = {"solver": reading.solver, **reading.always, **own, **given}
+    return Sampler(reading.network, process=process, prediction=reading.prediction, **arguments)
+
+
+def _within(process: Process, limits: Mapping[str, float], known: tuple[float, float]) -> Process:
+    """A process with other limits."""
+    if not isinstance(process, VE):
+        name, value = next(iter(limits.items()))
+        raise ValueError(f"{name} must be left out for process {type(process).__name__}, got {value!r}")
+    for name, value in limits.items():
+        if not known[0] <= value <= known[1]:
+            least, most = known
+            raise ValueError(f"{name} must be from {least:.6g} to {most:.6g}, which the network knows, got {value}")
+    limits = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max, **limits}
+    return type(process)(**limits, round_sigma=process.round_sigma)
 
 
 def default_settings(model: Any) -> dict[str, Any]:
-    """A solver, steps and levels that suit a network's process: the defaults of the commands."""
-    process, _ = _reading(model.metadata)
-    if isinstance(process, VE):
-        limits = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
-        return {"solver": "heun", "steps": 18, **({"rho": 7.0} if isinstance(process, EDM) else {}), **limits}
-    return {"solver": "ddpm", "steps": 100} if isinstance(process, VP) else {"solver": "ddim", "steps": 50}
+    """A solver, steps and levels that suit a network's process: the defaults of the commands.
+
+    No solver for a network of diffusers: it is its scheduler's.
+    """
+    reading = reading_of(model)
+    named = {"solver": reading.solver} if isinstance(reading.solver, str) else {}
+    settings = {**named, **reading.settings}
+    if isinstance(reading.process, VE):
+        settings |= {"sigma_min": reading.process.sigma_min, "sigma_max": reading.process.sigma_max}
+    return settings
 
 
 def fill_settings(config: Any, model: Any) -> None:
@@ -110,19 +140,3 @@ def fill_settings(config: Any, model: Any) -> None:
     for name, value in default_settings(model).items():
         if getattr(config, name) is None:
             setattr(config, name, value)
-
-
-def _reading(described: dict[str, Any]) -> tuple[Process, Prediction]:
-    """The process and the prediction that a model file names.
-
-    Raises:
-        ValueError, TypeError: it names none.
-    """
-    name = described.get("prediction")
-    if name == "edm":
-        if not isinstance(described.get("sigma_data"), float):
-            raise ValueError("no sigma_data beside prediction edm")
-        return EDM(), EDMPrediction(described["sigma_data"])
-    if not isinstance(name, str) or not isinstance(described.get("process"), dict):
-        raise ValueError("no prediction, or no process beside it")
-    return process_of(described["process"]), get_prediction(name)

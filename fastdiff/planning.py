@@ -109,5 +109,5 @@ class Planner:
     @property
     def time_dtype(self) -> torch.dtype:
         """Of the network's time argument: int64 for timesteps."""
-        integers = self.process.integer_time and self.prediction.name != "edm"
+        integers = self.process.integer_time and not self.prediction.own_time
         return torch.int64 if integers else self.dtype

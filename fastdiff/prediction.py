@@ -7,13 +7,15 @@ into the launch that follows the network. A learned variance is the second half 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .errors import check_positive
+from .errors import check_count, check_positive
 from .process import Level
-from .symbols import each
+from .schedules import LevelTable, sigma_vp
+from .symbols import Chosen, Number, each
 
 
 class Coefficients(NamedTuple):
@@ -25,9 +27,14 @@ class Coefficients(NamedTuple):
 
 
 class Prediction:
-    """One parameterisation of the denoiser."""
+    """One parameterisation of the denoiser.
+
+    Attributes:
+        own_time: the network is told a time of the prediction's own, whatever the process.
+    """
 
     name: str
+    own_time = False
 
     def coefficients(self, level: Level) -> Coefficients:
         """The linear map from (x, F) to x_0 at a level."""
@@ -36,6 +43,10 @@ class Prediction:
     def time(self, level: Level) -> float:
         """What the network receives as its time argument."""
         return level.time
+
+    def sigma_at(self, time: float) -> float:
+        """With `own_time`: the noise level, in VE terms, that the network is told by a time."""
+        raise NotImplementedError
 
 
 def _refuse_pure_noise(prediction: Prediction, level: Level) -> None:
@@ -119,8 +130,31 @@ class PreviousX(Prediction):
         return Coefficients(-c2 / c1, 1 / c1)
 
 
-class EDMPrediction(Prediction):
-    """EDM's preconditioned raw network F (Karras et al. 2022, Table 1), told c_noise = ln(sigma) / 4.
+class Preconditioned(Prediction):
+    """F is the raw network of a preconditioner (Karras et al. 2022, Table 1): x_0 = c_skip u + c_out F(c_in u, c_noise)
+    for the state u = x / alpha in VE terms. Subclasses know the coefficients at a noise level in VE terms."""
+
+    own_time = True
+
+    def coefficients(self, level: Level) -> Coefficients:
+        _refuse_pure_noise(self, level)
+        c = self.at_sigma(level.sigma_ve)
+        return Coefficients(c.c_skip / level.alpha, c.c_out, c.c_in / level.alpha)
+
+    def time(self, level: Level) -> float:
+        return self.c_noise(level.sigma_ve)
+
+    def at_sigma(self, s: float) -> Coefficients:
+        """The coefficients of the state u."""
+        raise NotImplementedError
+
+    def c_noise(self, s: float) -> float:
+        """What the network is told."""
+        raise NotImplementedError
+
+
+class EDMPrediction(Preconditioned):
+    """EDM's raw network: c_noise = ln(sigma) / 4.
 
     Args:
         sigma_data: standard deviation of the training data.
@@ -131,15 +165,84 @@ class EDMPrediction(Prediction):
     def __init__(self, sigma_data: float = 0.5):
         self.sigma_data = check_positive("sigma_data", sigma_data)
 
-    def coefficients(self, level: Level) -> Coefficients:
-        _refuse_pure_noise(self, level)
-        s, sd = level.sigma_ve, self.sigma_data
-        norm = np.hypot(s, sd)
-        # The network lives in VE terms: u = x / alpha.
-        return Coefficients(sd**2 / norm**2 / level.alpha, s * sd / norm, 1 / norm / level.alpha)
+    def at_sigma(self, s: float) -> Coefficients:
+        sd, norm = self.sigma_data, np.hypot(s, self.sigma_data)
+        return Coefficients(sd**2 / norm**2, s * sd / norm, 1 / norm)
 
-    def time(self, level: Level) -> float:
-        return np.log(level.sigma_ve) / 4
+    def c_noise(self, s: float) -> float:
+        return np.log(s) / 4
+
+    def sigma_at(self, time: float) -> float:
+        return math.exp(4 * time)
+
+
+class VPPrediction(Preconditioned):
+    """The raw network of EDM's VP preconditioner, a DDPM++ told (M - 1) t: F predicts the noise.
+
+    Args:
+        beta_d, beta_min: of the VP SDE, beta(t) = beta_min + beta_d t.
+        M: the times of the network's training.
+    """
+
+    name = "vp_precond"
+
+    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000):
+        self.beta_d, self.beta_min = check_positive("beta_d", beta_d), check_positive("beta_min", beta_min)
+        self.M = check_count("M", M, 2)
+
+    def at_sigma(self, s: float) -> Coefficients:
+        return _unit_variance(s)
+
+    def c_noise(self, s: float) -> float:
+        root = np.sqrt(self.beta_min**2 + 2 * self.beta_d * np.log1p(np.square(s)))
+        return (self.M - 1) * ((root - self.beta_min) / self.beta_d)
+
+    def sigma_at(self, time: float) -> float:
+        return float(sigma_vp(time / (self.M - 1), self.beta_d, self.beta_min))
+
+
+class VEPrediction(Preconditioned):
+    """The raw network of EDM's VE preconditioner, an NCSN++ told ln(sigma / 2): F predicts minus the noise."""
+
+    name = "ve_precond"
+
+    def at_sigma(self, s: float) -> Coefficients:
+        return Coefficients(1.0, s)
+
+    def c_noise(self, s: float) -> float:
+        return np.log(s / 2)
+
+    def sigma_at(self, time: float) -> float:
+        return 2 * math.exp(time)
+
+
+class IDDPMPrediction(Preconditioned):
+    """The raw network of EDM's iDDPM preconditioner, told the timestep of the nearest level: F predicts the noise.
+
+    Args:
+        u: its levels, decreasing to u[M] = 0; timestep j is level u[M - 1 - j].
+    """
+
+    name = "iddpm_precond"
+
+    def __init__(self, u: Sequence[float]):
+        self.levels = LevelTable(u)
+
+    def at_sigma(self, s: float) -> Coefficients:
+        return _unit_variance(s)
+
+    def c_noise(self, s: Number) -> float:
+        if isinstance(s, Chosen):
+            return Chosen([self.c_noise(value) for value in s.values], s.rows)  # type: ignore[return-value]
+        return float(len(self.levels) - 2 - self.levels.index(s))
+
+    def sigma_at(self, time: float) -> float:
+        return self.levels[len(self.levels) - 2 - round(time)]
+
+
+def _unit_variance(s: float) -> Coefficients:
+    """For a network that predicts the noise and is called on the state in VP terms."""
+    return Coefficients(1.0, -s, 1 / np.hypot(s, 1.0))
 
 
 _KNOWN = {p.name: p for p in (Eps, X0, V, Score, FlowVelocity, PreviousX, EDMPrediction)}

@@ -99,21 +99,61 @@ def iddpm(
     C_2: float = 0.008,
     float32_table: bool = False,
 ) -> Array:
-    """iDDPM's levels u_M = 0, u_(j-1) = sqrt((u_j^2 + 1) / max(abar(j-1)/abar(j), C_1) - 1) (Karras et al., Table 1).
-
-    Of the levels inside the limits, `n` are taken at evenly spaced, rounded indices. `float32_table=True` evaluates the
-    cosine table abar in float32, as EDM's published code does (a relative change of about 1e-6), and with the sine of
-    PyTorch, whose last bit is not NumPy's.
-    """
+    """Of iDDPM's levels (see `iddpm_table`) inside the limits, `n` at evenly spaced, rounded indices."""
     _limits(n, sigma_min, sigma_max)
-    j = torch.arange(M + 1, dtype=torch.float32 if float32_table else torch.float64)
-    abar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
-    u = np.zeros(M + 1)
-    for i in range(M, 0, -1):
-        u[i - 1] = math.sqrt((u[i] ** 2 + 1) / max(float(abar[i - 1] / abar[i]), C_1) - 1)
+    u = iddpm_table(M, C_1, C_2, float32_table)
     kept = u[(u >= sigma_min) & (u <= sigma_max)]
     stride = (len(kept) - 1) / max(n - 1, 1)
     return _terminated(kept[np.round(stride * np.arange(n)).astype(int)])
+
+
+def iddpm_table(M: int = 1000, C_1: float = 0.001, C_2: float = 0.008, float32_table: bool = False) -> Array:
+    """iDDPM's levels u_M = 0, u_(j-1) = sqrt((u_j^2 + 1) / max(abar(j-1)/abar(j), C_1) - 1) (Karras et al., Table 1).
+
+    Args:
+        float32_table: evaluate the cosine table abar in float32, as EDM's published code does (a relative change of
+            about 1e-6), and with the sine of PyTorch, whose last bit is not NumPy's.
+
+    Returns:
+        [M + 1], decreasing.
+    """
+    j = torch.arange(M + 1, dtype=torch.float32 if float32_table else torch.float64, device="cpu")
+    abar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
+    ratios = (abar[:-1] / abar[1:]).tolist()
+    u = np.zeros(M + 1)
+    for i in range(M, 0, -1):
+        u[i - 1] = math.sqrt((u[i] ** 2 + 1) / max(ratios[i - 1], C_1) - 1)
+    return u
+
+
+class LevelTable:
+    """The noise levels that a network was trained at, decreasing to 0; distances are taken in float32, as EDM's are.
+
+    Args:
+        u: [M + 1], at least 2.
+
+    Raises:
+        ValueError: they are not that.
+    """
+
+    def __init__(self, u: Sequence[float] | Array):
+        self._u = np.asarray(u, dtype=np.float32)
+        if self._u.ndim != 1 or len(self._u) < 3 or self._u[-1] != 0 or not (np.diff(self._u) < 0).all():
+            raise ValueError(f"u must be three or more levels that decrease to 0, got {list(self._u)[:3]}...")
+
+    def __len__(self) -> int:
+        return len(self._u)
+
+    def __getitem__(self, i: int) -> float:
+        return float(self._u[i])
+
+    def index(self, sigma: float) -> int:
+        """Of the nearest level."""
+        return int(np.abs(self._u - np.float32(sigma)).argmin())
+
+    def round(self, sigma: float) -> float:
+        """The nearest level."""
+        return self[self.index(sigma)]
 
 
 def beta_quantiles(n: int, sigma_min: float, sigma_max: float, alpha: float = 0.6, beta: float = 0.6) -> Array:

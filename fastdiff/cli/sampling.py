@@ -9,8 +9,15 @@ import click
 import torch
 
 from ..guidance import Boosting, DiscriminatorGuidance
-from ..models import Discriminator, ModelFileError
-from ..opening import default_settings, network_sampler, open_device, open_discriminator, open_network
+from ..models import ModelFileError
+from ..opening import (
+    default_settings,
+    judge_options,
+    network_sampler,
+    open_device,
+    open_discriminator,
+    open_network,
+)
 from ..sampler import Sampler
 from ..solvers import SOLVERS, options_of
 from . import CliError
@@ -92,11 +99,11 @@ def open_sampler(flags: dict[str, Any], epsilon_scale: Any = 1.0) -> Opened:
     weights: dict[str, Any] = {name: flags[name] for name in _WEIGHTS if flags[name] is not None}
     given = {name: flags[name] for name in _SOLVER if flags[name] is not None}
     settings = {**default_settings(model), **given}
-    settings |= _further(settings["solver"], flags["options"])
+    settings |= _further(settings.get("solver"), flags["options"])
     if "schedule" in settings and flags["rho"] is None:
         settings.pop("rho", None)  # Karras's
     described = {"network": flags["network"], "digest": model.metadata["digest"], **settings}
-    judge: Discriminator | None = None
+    judge = None
     if flags["discriminator"] is not None:
         try:
             judge = open_discriminator(flags["discriminator"], model, device)
@@ -107,18 +114,21 @@ def open_sampler(flags: dict[str, Any], epsilon_scale: Any = 1.0) -> Opened:
         raise CliError(f"--{next(iter(weights), 'boosting')} needs --discriminator")
     try:
         boosting = Boosting() if flags["boosting"] else None
-        guidance = None if judge is None else DiscriminatorGuidance(judge, **weights, boosting=boosting)
+        guidance = None
+        if judge is not None:
+            guidance = DiscriminatorGuidance(judge, **weights, **judge_options(judge), boosting=boosting)
         sampler = network_sampler(model, **settings, epsilon_scale=epsilon_scale, guidance=guidance)
     except (TypeError, ValueError) as error:
         raise CliError(str(error)) from None
     return Opened(sampler, model, device, described)
 
 
-def _further(solver: str, options: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """What --option adds to the settings: the solver's own options, and those of `Sampler` in `_OTHER`."""
-    if solver not in SOLVERS:
+def _further(solver: str | None, options: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """What --option adds to the settings: the solver's own options, and those of `Sampler` in `_OTHER`; without a
+    solver, for a network of diffusers with its scheduler's, the latter."""
+    if solver is not None and solver not in SOLVERS:
         raise CliError(f"--solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    known = [*options_of(SOLVERS[solver]), *_OTHER]
+    known = [*(() if solver is None else options_of(SOLVERS[solver])), *_OTHER]
     for name, _ in options:
         if name in _SOLVER:
             raise CliError(f"--option {name}: give --{name}")

@@ -14,7 +14,7 @@ from ..config import ConfigError, load_config
 from ..data import load as load_data
 from ..errors import check_choice
 from ..guidance import DiscriminatorGuidance
-from ..opening import fill_settings, network_sampler, open_discriminator, open_network
+from ..opening import fill_settings, judge_options, network_sampler, open_discriminator, open_network
 from ..sampler import Sampler
 from .schedules import epsilon_scales
 
@@ -94,7 +94,7 @@ def open_exposure(config: ExposureConfig, device: torch.device) -> Exposure:
     if config.discriminator is not None:
         judge = open_discriminator(config.discriminator, model, device)
         digests["discriminator"] = judge.metadata["digest"]
-        guidance = DiscriminatorGuidance(judge, w_1st=config.w_1st, w_2nd=config.w_2nd)
+        guidance = DiscriminatorGuidance(judge, config.w_1st, config.w_2nd, **judge_options(judge))
     names = (
         "solver",
         "steps",

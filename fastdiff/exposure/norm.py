@@ -14,7 +14,7 @@ from .. import ops
 from ..arguments import label_tensor
 from ..engine import split_variance
 from ..errors import check_count, check_finite
-from ..prediction import EDMPrediction, PreviousX
+from ..prediction import PreviousX
 from ..process import VP, Level
 from ..random import seed_tensor
 from ..reporting import StepInfo
@@ -186,8 +186,8 @@ def _level(sampler: Sampler, time: float) -> Level:
     for level in sampler.levels:
         if level.sigma > 0 and math.isclose(prediction.time(level), time, rel_tol=1e-5, abs_tol=1e-6):
             return level
-    if isinstance(prediction, EDMPrediction):
-        return process.level_at_sigma(math.exp(4 * time))
+    if prediction.own_time:
+        return process.level_at_sigma(prediction.sigma_at(time))
     if isinstance(process, VP):
         return process.level(round(time * process.T / 1000 if process.rescale_timesteps else time))
     return process.level_at_sigma(time)

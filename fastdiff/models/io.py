@@ -34,6 +34,7 @@ __all__ = [
     "read_metadata",
     "save",
     "save_tensors",
+    "weights_digest",
 ]
 
 _SHIPPED = {"digits": "digits.safetensors", "digits_classifier": "digits_classifier.safetensors"}
@@ -126,7 +127,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Writes named tensors and a JSON `description`, with a digest of the tensors, atomically."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({**description, "format": 1, "digest": _digest(stored)})
+    text = json.dumps({**description, "format": 1, "digest": weights_digest(stored)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(serialise(stored, metadata={_KEY: text}))
 
@@ -151,7 +152,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{file}: not a readable safetensors file ({error})") from None
-    if _digest(tensors) != description.get("digest"):
+    if weights_digest(tensors) != description.get("digest"):
         raise ModelFileError(f"{file}: the weights are damaged (their digest differs from the stored one)")
     return tensors, description
 
@@ -198,11 +199,11 @@ def _description(file: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     return description
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def weights_digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, in name order."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -12,7 +12,14 @@ import torch
 from ..config import ConfigError, load_config
 from ..data import load as load_data
 from ..errors import check_choice, check_count
-from ..opening import fill_settings, network_sampler, open_device, open_discriminator, open_network
+from ..opening import (
+    fill_settings,
+    judge_options,
+    network_sampler,
+    open_device,
+    open_discriminator,
+    open_network,
+)
 from .cells import grid
 from .runner import Sweep
 
@@ -88,9 +95,10 @@ def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> 
         device = torch.device("cuda", local_rank)
     model = open_network(config.network, device)
     fill_settings(config, model)
-    discriminator = None
+    discriminator, own = None, {}
     if config.discriminator is not None:
         discriminator = open_discriminator(config.discriminator, model, device)
+        own = judge_options(discriminator)
     churn = {name: getattr(config, name) for name in ("S_min", "S_max", "S_noise")}
     sampler = network_sampler(model, sigma_min=config.sigma_min, sigma_max=config.sigma_max, rho=config.rho, **churn)
     images = load_data(config.data, config.split).images
@@ -105,7 +113,7 @@ def open_sweep(config: SweepConfig, folder: str | Path, local_rank: int = 0) -> 
         cells,
         folder,
         discriminator=discriminator,
-        guidance={"time_min": config.time_min, "time_max": config.time_max},
+        guidance={"time_min": config.time_min, "time_max": config.time_max, **own},
         samples=config.samples,
         first_seed=config.first_seed,
         labels="cycle" if config.conditional else None,
