@@ -5,18 +5,23 @@ from __future__ import annotations
 from .adm import EncoderUNetModel, SuperResModel, UNetModel
 from .classifier import Classifier
 from .discriminator import Discriminator
+from .edm import DhariwalUNet, SongUNet
 from .hf import DiffusersNetwork
 from .io import ModelFileError, load, read_metadata, save
 from .mlp import MLP
+from .ncsnpp import NCSNpp
 from .unet import UNet
 
 __all__ = [
     "MLP",
     "Classifier",
+    "DhariwalUNet",
     "DiffusersNetwork",
     "Discriminator",
     "EncoderUNetModel",
     "ModelFileError",
+    "NCSNpp",
+    "SongUNet",
     "SuperResModel",
     "UNet",
     "UNetModel",

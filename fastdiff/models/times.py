@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from . import blocks
 
 __all__ = ["phases", "sinusoids"]
 
@@ -22,7 +22,4 @@ def phases(time: Tensor, scale: float, log: bool = False) -> Tensor:
 
 def sinusoids(phase: Tensor, channels: int) -> Tensor:
     """[B] -> [B, channels]: cosines and sines of `phase` at frequencies from 1 down to 1e-4."""
-    half = channels // 2
-    steps = torch.arange(half, device=phase.device, dtype=phase.dtype)
-    angles = phase[:, None] * torch.exp(steps * (-math.log(1e4) / half))
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    return blocks.sinusoids(phase, channels, formula="product")

@@ -27,17 +27,20 @@ def sinusoids(
     order: str = "cos_sin",
     formula: str = "quotient",
     pad_odd: bool = False,
+    period: float = 1e4,
 ) -> Tensor:
-    """Cosines and sines of t at frequencies 10000^(-i / d), i = 0 ... half - 1, half = channels // 2.
+    """Cosines and sines of t at frequencies period^(-i / d), i = 0 ... half - 1, half = channels // 2.
 
     Args:
         t: [B], any dtype.
         channels: of the result, at least 2 (4 with "half-1").
-        denominator: d: "half", or "half-1" so that the last frequency is 1e-4 itself.
+        denominator: d: "half", or "half-1" so that the last frequency is 1 / period itself.
         order: "cos_sin" or "sin_cos": which half is first.
-        formula: how a frequency is rounded: "quotient" exp((-ln(1e4) i) / d) (Dhariwal & Nichol 2021), "product"
-            exp(i (-ln(1e4) / d)) (Ho et al. 2020, Song et al. 2021), "power" (1e-4)^(i / d) (Karras et al. 2022).
+        formula: how a frequency is rounded: "quotient" exp((-ln(period) i) / d) (Dhariwal & Nichol 2021), "product"
+            exp(i (-ln(period) / d)) (Ho et al. 2020, Song et al. 2021), "power" (1 / period)^(i / d) (Karras et al.
+            2022).
         pad_odd: an odd number of channels ends in a zero; otherwise it is refused.
+        period: positive.
 
     Returns:
         [B, channels] in float32, float64 for a float64 t.
@@ -59,11 +62,11 @@ def sinusoids(
     t = t.to(torch.promote_types(t.dtype, torch.float32))
     steps = torch.arange(half, device=t.device, dtype=t.dtype)
     if formula == "power":
-        frequencies = (1 / 10000) ** (steps / divisor)
+        frequencies = (1 / period) ** (steps / divisor)
     elif formula == "product":
-        frequencies = torch.exp(steps * (-math.log(1e4) / divisor))
+        frequencies = torch.exp(steps * (-math.log(period) / divisor))
     else:
-        frequencies = torch.exp(-math.log(1e4) * steps / divisor)
+        frequencies = torch.exp(-math.log(period) * steps / divisor)
     angles = t[:, None] * frequencies
     waves = [angles.cos(), angles.sin()] if order == "cos_sin" else [angles.sin(), angles.cos()]
     if channels % 2:

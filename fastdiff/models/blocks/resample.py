@@ -59,22 +59,32 @@ def upfirdn2d(x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: tuple[
     return F.conv2d(x, weight.flip(-1, -2), stride=down, padding=pad[0], groups=x.shape[1])
 
 
-def up2(x: Tensor, kernel: Tensor | None = None) -> Tensor:
-    """[B, C, H, W] -> [B, C, 2H, 2W] (one less for an odd filter), as Karras et al. 2022 pad: (k - 1) // 2."""
+def up2(x: Tensor, kernel: Tensor | None = None, padding: int | None = None) -> Tensor:
+    """[B, C, H, W] -> [B, C, 2H, 2W] (one less for an odd filter): a transposed convolution of stride 2.
+
+    Args:
+        padding: of it; None is (k - 1) // 2, as Karras et al. 2022 pad. None without a filter.
+    """
     if kernel is None:
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
     channels, size = x.shape[1], kernel.shape[-1]
     weight = (4 * kernel).to(x.dtype).expand(channels, 1, size, size)
-    return F.conv_transpose2d(x, weight, stride=2, padding=(size - 1) // 2, groups=channels)
+    padding = (size - 1) // 2 if padding is None else padding
+    return F.conv_transpose2d(x, weight, stride=2, padding=padding, groups=channels)
 
 
-def down2(x: Tensor, kernel: Tensor | None = None) -> Tensor:
-    """[B, C, H, W] -> [B, C, H // 2, W // 2], as Karras et al. 2022 pad: (k - 1) // 2 on each side."""
+def down2(x: Tensor, kernel: Tensor | None = None, padding: int | None = None) -> Tensor:
+    """[B, C, H, W] -> [B, C, H // 2, W // 2]: a convolution of stride 2, which does not turn the filter around.
+
+    Args:
+        padding: zeros on each side; None is (k - 1) // 2, as Karras et al. 2022 pad. None without a filter.
+    """
     if kernel is None:
         return F.avg_pool2d(x, 2)
     channels, size = x.shape[1], kernel.shape[-1]
     weight = kernel.to(x.dtype).expand(channels, 1, size, size)
-    return F.conv2d(x, weight, stride=2, padding=(size - 1) // 2, groups=channels)
+    padding = (size - 1) // 2 if padding is None else padding
+    return F.conv2d(x, weight, stride=2, padding=padding, groups=channels)
 
 
 def fir_up2(x: Tensor, kernel: Tensor) -> Tensor:

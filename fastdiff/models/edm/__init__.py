@@ -1,0 +1,8 @@
+"""The networks of Karras et al. 2022, with the names, arguments and state dicts of the published checkpoints."""
+
+from __future__ import annotations
+
+from .dhariwal import DhariwalUNet
+from .song import SongUNet
+
+__all__ = ["DhariwalUNet", "SongUNet"]
