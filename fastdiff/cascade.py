@@ -1,8 +1,8 @@
 """Cascades: a sampler of small images, then samplers that make larger ones of them, conditioned on the smaller.
 
 Ho et al. 2022, "Cascaded Diffusion Models for High Fidelity Image Generation", with non-truncated conditioning
-augmentation: a stage sees the smaller image noised to a level s of its own process, z_s = alpha x + sigma eps, and may be
-told s, as in its training. The noise hides what the stage before got wrong, at the price of detail.
+augmentation: a stage sees the smaller image noised to a level s of its own process, z_s = alpha x + sigma eps, and may
+be told s, as in its training. The noise hides what the stage before got wrong, at the price of detail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import ops
-from .arguments import clip_range, label_tensor, resolve_shape
+from .arguments import clip_range, conditioning, label_tensor, resolve_shape
 from .errors import check_choice, check_count, check_finite
 from .process import CLEAN, Level
 from .random import seed_tensor
@@ -80,7 +80,10 @@ class Stage:
                 raise ValueError(f"{name} must be the name of a keyword argument, got {keyword!r}")
         if self.told == self.condition:
             raise ValueError(f"told must be another keyword than condition={self.condition!r}, got {self.told!r}")
-        clip_range(self.clip)
+        try:
+            clip_range(self.clip)
+        except ValueError as error:
+            raise ValueError(str(error).replace("clip_denoised", "clip")) from None
         if self.batch is not None:
             check_count("batch", self.batch)
         if check_finite("noise", self.noise) < 0:
@@ -211,7 +214,7 @@ class Cascade:
             FloatingPointError: a result is not finite; names the stage.
         """
         size = resolve_shape(shape, self.base.shape)
-        seed, given = seed_tensor(seeds, size[0], "cpu"), dict(cond or {})
+        seed, given = seed_tensor(seeds, size[0], "cpu"), self._cond(cond)
         classes = self._labels(labels, size[0], [self.base, *(stage.sampler for stage in self.stages)])
         known = classes if _takes_labels(self.base) else None
         images = self.base(size, seeds=seed.to(self.base.device), labels=known, cond=given, progress=progress)
@@ -242,7 +245,7 @@ class Cascade:
             raise TypeError(f"images must be a floating tensor, got {getattr(images, 'dtype', type(images).__name__)}")
         seed = seed_tensor(seeds, len(images) if images.ndim else 0, "cpu")
         classes = self._labels(labels, len(seed), [stage.sampler for stage in self.stages])
-        made = self._up(images, seed, classes, dict(cond or {}), progress)
+        made = self._up(images, seed, classes, self._cond(cond), progress)
         return made if return_stages else made[-1]
 
     def _up(
@@ -261,6 +264,16 @@ class Cascade:
                 ) from None
             made.append(images)
         return made
+
+    def _cond(self, cond: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The keywords for all networks, none of them one that a stage gives."""
+        given = conditioning(cond, None, 0, None, self.base.device)
+        own = {name for stage in self.stages for name in (stage.condition, stage.told)}
+        if taken := own & given.keys():
+            raise ValueError(
+                f"cond must not have what the cascade itself gives a network, got {sorted(map(str, taken))}"
+            )
+        return given
 
     @staticmethod
     def _labels(labels: Any, batch: int, samplers: Sequence[Sampler]) -> Tensor | None:

@@ -95,3 +95,6 @@ ORDER = 0.25
 
 LAYOUT = 1e-4
 """A network in another memory layout, or compiled: float32 sums in another order."""
+
+CASCADE_LAW = 1e-3
+"""Mean and covariance of a two-stage cascade on Gaussian data against the data's: the solver's error (100 steps)."""
