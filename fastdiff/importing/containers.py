@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,18 +18,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..models.io import ModelFileError
-from . import archive, pickles
-from .numbers import NUMBERS
-from .pickles import Instance, Maker, Unreadable
-from .tensors import STORAGES, Storage, rebuild_parameter, rebuild_tensor
+from .pickled import MAGIC, read_edm, read_legacy, read_zip
+from .pickles import Unreadable
 
 __all__ = ["Record", "Stored", "open_record", "sniff"]
 
-MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of the number 0x1950a86a20f9469cfc6c
-VERSION = 1001
-NESTED_STEPS = 100  # of a pickle that describes one storage
 LONGEST_HEADER = 1 << 24
-RELEASE = 1 << 26
+RELEASE = 1 << 26  # bytes
 
 
 class Stored(Protocol):
@@ -135,187 +130,7 @@ def sniff(data: memoryview) -> str:
     )
 
 
-# --- what pickles may name
-
-
-def _dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    """An OrderedDict or EasyDict: made empty, or of a list of pairs (protocol 2)."""
-    pairs = arguments[0] if len(arguments) == 1 else [] if not arguments else None
-    if type(pairs) is not list or not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
-        raise Unreadable("a dictionary made of no pairs")
-    if not all(type(name) in (str, int) for name, _ in pairs):
-        raise Unreadable("a dictionary with a name that is no text and no number")
-    return dict(pairs)
-
-
-def _set(arguments: tuple[Any, ...]) -> set[Any]:
-    if len(arguments) != 1 or type(arguments[0]) is not list or not all(type(item) is str for item in arguments[0]):
-        raise Unreadable("a set of no texts")
-    return set(arguments[0])
-
-
-def _instance_of(name: str) -> Maker:
-    def make(arguments: tuple[Any, ...]) -> Instance:
-        if arguments:
-            raise Unreadable(f"a {name} made with arguments")
-        return Instance(name)
-
-    return make
-
-
-def _persistent(arguments: tuple[Any, ...]) -> Instance:
-    """EDM's objects: class name and state. The text of the class's module, which EDM's own reader runs, is dropped."""
-    meta = arguments[0] if len(arguments) == 1 else None
-    if type(meta) is not dict or type(meta.get("class_name")) is not str or type(meta.get("state")) is not dict:
-        raise Unreadable("an object of EDM's without a class name or a state")
-    kind, version = meta.get("type"), meta.get("version")
-    if kind != "class" or version != 6 or type(version) is not int:
-        told = version if type(version) is int and abs(version) < 1000 else "unknown"
-        raise Unreadable(f"an object of EDM's persistence must be a class of version 6, this one is of version {told}")
-    return Instance(meta["class_name"], meta["state"])
-
-
-_PLAIN: dict[str, Maker | None] = {
-    "collections.OrderedDict": _dict,
-    "dnnlib.util.EasyDict": _dict,
-    "builtins.set": _set,
-    "__builtin__.set": _set,
-    "torch._utils._rebuild_tensor_v2": rebuild_tensor,
-    "torch._utils._rebuild_parameter": rebuild_parameter,
-    **NUMBERS,
-}
-_STORAGES: dict[str, Maker | None] = dict.fromkeys(STORAGES)
-_MODULES: dict[str, Maker | None] = {
-    f"torch.nn.modules.container.{name}": _instance_of(name) for name in ("ModuleDict", "ModuleList", "Sequential")
-}
-
-
-# --- EDM
-
-
-def _edm(data: memoryview) -> Any:
-    machine_steps = [pickles.MOST_STEPS]
-
-    def nested(arguments: tuple[Any, ...]) -> Storage:
-        """A storage, from the whole torch file that stands for it."""
-        machine_steps[0] -= 5 * NESTED_STEPS
-        if len(arguments) != 1 or type(arguments[0]) is not memoryview:
-            raise Unreadable("a storage made of no bytes")
-        if machine_steps[0] < 0:
-            raise Unreadable("more storages than a checkpoint needs")
-        storage = _legacy(arguments[0], _STORAGES, NESTED_STEPS)
-        if not isinstance(storage, Storage):
-            raise Unreadable("a storage's own file does not hold one")
-        return storage
-
-    table = {
-        **_PLAIN,
-        **_MODULES,
-        "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
-        "torch.storage._load_from_bytes": nested,
-    }
-    content, end = pickles.read(data, table)
-    _at_end(data, end)
-    return content
-
-
-# --- torch.save, before and since its zip archives
-
-
-def _storage_of(find: Callable[[str, Storage], None]) -> Callable[[Any], Storage]:
-    """What reads a persistent id; `find` is told of every storage when it first occurs."""
-    known: dict[str, Storage] = {}
-
-    def persistent(told: Any) -> Storage:
-        if type(told) is not tuple or len(told) not in (5, 6) or told[0] != "storage":
-            raise Unreadable("a reference that is not to a storage")
-        kind, key, _, numel = told[1:5]
-        if type(kind) is not pickles.Global or kind.name not in STORAGES or type(key) is not str:
-            raise Unreadable("a reference to a storage of unknown type")
-        if len(told) == 6 and told[5] is not None:
-            raise Unreadable("a storage that is a view of another one")
-        dtype = STORAGES[kind.name]
-        storage = known.get(key)
-        if storage is None:
-            storage = known[key] = Storage(dtype, numel)
-            find(key, storage)
-        if storage.dtype != dtype or storage.numel != numel:
-            raise Unreadable(f"storage {key[:40]!r} is told with two sizes or types")
-        return storage
-
-    return persistent
-
-
-def _legacy(data: memoryview, table: Mapping[str, Maker | None], most: int = pickles.MOST_STEPS) -> Any:
-    """Five pickles, then the storages in the order of the last one."""
-    at = 0
-    storages: dict[str, Storage] = {}
-
-    def pickle(**options: Any) -> Any:
-        nonlocal at
-        value, end = pickles.read(data[at:], options.pop("table", {}), **options)
-        at += end
-        return value
-
-    if bytes(data[: len(MAGIC)]) != MAGIC:
-        raise Unreadable("a storage's own file does not begin as torch.save's do")
-    pickle(most=NESTED_STEPS)
-    version, system = pickle(most=NESTED_STEPS), pickle(most=NESTED_STEPS)
-    if type(version) is not int or version != VERSION:
-        raise Unreadable(f"a file of torch.save must be of version {VERSION}")
-    if type(system) is not dict or system.get("little_endian") is not True:
-        raise Unreadable("a file of torch.save must be little-endian")
-    content = pickle(table=table, persistent=_storage_of(storages.__setitem__), most=most)
-    keys = pickle(most=most)
-    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
-        raise Unreadable("the storages of a file of torch.save are not those that its tensors need")
-    for key in keys:
-        storage = storages[key]
-        if at + 8 + storage.nbytes > len(data):
-            raise Unreadable(f"truncated: storage {key[:40]!r} needs {storage.nbytes} bytes at byte {at + 8}")
-        if int.from_bytes(data[at : at + 8], "little") != storage.numel:
-            raise Unreadable(f"storage {key[:40]!r} is told with two sizes")
-        storage.bind(data[at + 8 : at + 8 + storage.nbytes])
-        at += 8 + storage.nbytes
-    _at_end(data, at)
-    return content
-
-
-def _torch(data: memoryview) -> Any:
-    """A zip archive: `data.pkl`, and a file for each storage."""
-    members = archive.members(data)
-    folders = [name.removesuffix("data.pkl") for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(folders) != 1:
-        raise Unreadable("a zip archive that is no checkpoint of torch.save: it must hold one data.pkl")
-    folder = folders[0]
-    if any(name.startswith((f"{folder}code/", f"{folder}constants.pkl")) for name in members):
-        raise Unreadable("a TorchScript archive: it holds code and is refused")
-    order = members.get(f"{folder}byteorder")
-    if order is not None and bytes(order.data()) != b"little":
-        raise Unreadable("a file of torch.save must be little-endian")
-
-    def find(key: str, storage: Storage) -> None:
-        member = members.get(f"{folder}data/{key}")
-        if member is None:
-            raise Unreadable(f"storage {key[:40]!r} is not in the file")
-        storage.bind(member.data())
-
-    text = members[f"{folder}data.pkl"].data()
-    content, end = pickles.read(text, {**_PLAIN, **_STORAGES}, persistent=_storage_of(find))
-    _at_end(text, end)
-    return content
-
-
-def _at_end(data: memoryview, end: int) -> None:
-    if end != len(data):
-        raise Unreadable(f"{len(data) - end} bytes follow the end of the data")
-
-
-_READERS: dict[str, Callable[[memoryview], Any]] = {
-    "edm-pickle": _edm,
-    "torch": _torch,
-    "torch-legacy": lambda data: _legacy(data, {**_PLAIN, **_STORAGES}),
-}
+_READERS = {"edm-pickle": read_edm, "torch": read_zip, "torch-legacy": read_legacy}
 
 
 # --- safetensors

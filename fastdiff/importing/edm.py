@@ -15,7 +15,7 @@ from .containers import Record
 from .pickles import Instance, Unreadable
 from .tensors import TensorRef
 
-__all__ = ["read_edm"]
+__all__ = ["checkpoint"]
 
 NETWORKS = ("SongUNet", "DhariwalUNet")
 PRECONDITIONERS: dict[str, tuple[str, ...]] = {  # numbers that are constructor arguments and attributes
@@ -30,7 +30,7 @@ MOST_ENTRIES = 200_000
 LONGEST_NAME = 512
 
 
-def read_edm(record: Record, *, weights: str = "ema") -> Checkpoint:
+def checkpoint(record: Record, *, weights: str = "ema") -> Checkpoint:
     """The network of one of EDM's pickles.
 
     Args:

@@ -13,11 +13,12 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Global", "Instance", "Unreadable", "read"]
+__all__ = ["Global", "Instance", "Unreadable", "check_key", "read"]
 
 MOST_STEPS = 1_000_000  # instructions of one file; EDM's ImageNet-64 network takes about a tenth
 LONGEST_TEXT = 1 << 24
 LONGEST_NUMBER = 32
+LONGEST_KEY = 1024
 LARGEST_KEY = 1 << 60  # a hash of its own for every number
 STOP = 0x2E
 
@@ -71,6 +72,21 @@ def read(
         return machine.run()
     except (IndexError, KeyError, UnicodeDecodeError, struct.error):
         raise Unreadable(f"the pickle is damaged at byte {machine.at}") from None
+
+
+def check_key(name: Any) -> Any:
+    """The key of a dictionary or the member of a set, if it is one that checkpoints have.
+
+    Raises:
+        Unreadable: it is no printable text of moderate length, no number and not None.
+    """
+    if type(name) is str:
+        good = len(name) <= LONGEST_KEY and name.isprintable()
+    else:
+        good = name is None or type(name) is bool or (type(name) is int and abs(name) < LARGEST_KEY)
+    if not good:
+        raise Unreadable("the file has a key that is no name and no number")
+    return name
 
 
 class _Machine:
@@ -207,25 +223,20 @@ class _Machine:
             raise IndexError
         target = self.top(dict, "sets an entry of")
         for name, value in zip(items[::2], items[1::2]):
-            target[self.key(name)] = value
+            target[check_key(name)] = value
 
     def add_items(self) -> None:
         items = self.unmark()
-        self.top(set, "adds to").update(map(self.key, items))
+        self.top(set, "adds to").update(map(check_key, items))
 
     def frozen(self) -> None:
-        self.stack.append(frozenset(map(self.key, self.unmark())))
+        self.stack.append(frozenset(map(check_key, self.unmark())))
 
     def top(self, kind: type, verb: str) -> Any:
         target = self.stack[-1]
         if type(target) is not kind:
             raise Unreadable(f"the pickle {verb} what is no {kind.__name__}, at byte {self.at}")
         return target
-
-    def key(self, name: Any) -> Any:
-        if not (name is None or type(name) in (str, bool) or (type(name) is int and abs(name) < LARGEST_KEY)):
-            raise Unreadable(f"the pickle has a key that is no text and no number, at byte {self.at}")
-        return name
 
     # --- names and calls, of the table only
 
