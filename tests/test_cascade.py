@@ -13,7 +13,10 @@ from fastdiff import EDM, VP, EDMPrediction, Sampler, ops
 from fastdiff.cascade import DRAW, RESIZES, Cascade, Stage, stage_seeds
 from fastdiff.guidance import ClassifierFree
 
+from .graphs.conftest import graphs, linear
 from .tolerances import CASCADE_LAW
+
+__all__ = ["graphs"]
 
 SMALL, LARGE = 2, 4
 FIRST = 1e5  # sigma at which a run starts: at 80 it would forget a hundredth of the mean
@@ -233,6 +236,21 @@ def test_noise_and_what_is_told_of_it_are_the_process_s():
     silent = dataclasses.replace(vp, noise=0.0)
     given = given_to(silent, LOW)
     assert torch.equal(given["low_res"], LOW) and given["s"].tolist() == [0, 0]
+
+
+def test_stages_run_as_graphs(graphs):
+    """The smaller image and the level of its noise are inputs of a graph: other images, the same graph."""
+
+    def made(mode):
+        settings = {"steps": 2, "graph": mode, "device": graphs.device, "solver": "euler"}
+        stage = Stage(Sampler(toy, shape=(3, 8, 8), **settings), noise=0.3, told="level")
+        return Cascade(Sampler(linear, shape=(3, 4, 4), **settings), stage), stage
+
+    (cascade, stage), (eager, _) = made("loop"), made("off")
+    for seed in (0, 5):
+        assert torch.equal(cascade(3, seeds=seed, labels=1), eager(3, seeds=seed, labels=1))
+    stats = stage.sampler.stats()
+    assert (stats.captures, stats.hits, stats.fallbacks) == (1, 1, 0)
 
 
 def test_labels_go_where_classes_are():
