@@ -58,9 +58,11 @@ def open_checkpoint(path: str | Path, *, weights: str = "ema") -> Checkpoint:
         raise ValueError(f"weights must be 'ema' or 'model', got {weights!r}")
     from . import folders
 
-    if folders.is_hub_name(path):
+    if folders.is_id(path):
         path = folders.fetch(str(path))
     if Path(path).is_dir():
+        if not folders.is_folder(path):
+            raise ModelFileError(f"{path}: a folder, and not one of diffusers: no model_index.json, no config.json")
         return folders.open_folder(path)
     return _open_file(io.find(path), weights)
 
@@ -70,7 +72,7 @@ def _open_file(file: Path, weights: str) -> Checkpoint:
 
     record, source = containers.open_record(file), str(file)
     if record.format == "edm-pickle":
-        return edm.read_edm(record, weights=weights)
+        return edm.checkpoint(record, weights=weights)
     if record.format == "safetensors" and io.is_own(record.metadata):
         tensors, description = io.load_tensors(file)
         architecture, config = description.pop("architecture", None), description.pop("config", None)

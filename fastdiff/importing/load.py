@@ -179,8 +179,10 @@ def _network(checkpoint: Checkpoint, settled: Settled, dtype: torch.dtype | None
     if dtype not in (None, torch.float32):
         model.to(dtype)
         io.check_tensors(source, model.state_dict(), expected)  # what float16 cannot hold
-    imported = {"file": Path(source).name, "format": checkpoint.format, "notes": checkpoint.notes}
-    model.metadata = {"imported": imported, **settled.metadata}
+    model.metadata = dict(settled.metadata)
+    if checkpoint.format != "fastdiff":
+        imported = {"file": Path(source).name, "format": checkpoint.format, "notes": checkpoint.notes}
+        model.metadata["imported"] = imported
     return model.eval().requires_grad_(False)
 
 
