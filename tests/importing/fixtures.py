@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from fastdiff.models.network import FACTS
 from tests.conformance.cases import ROOT
 
 __all__ = ["Fixture", "fixtures", "probe"]
@@ -57,7 +58,8 @@ def probe(network: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((2, *network.sample_shape), generator=generator)
     time = torch.tensor([0.4, 0.9])
-    labels = torch.arange(2) % network.label_dim if network.label_dim else None
+    told = network.label_dim and FACTS[type(network).__name__].kind != "classifier"
+    labels = [torch.arange(2) % network.label_dim] if told else []
     options = {"low_res": x[:, :, ::2, ::2]} if type(network).__name__ == "SuperResModel" else {}
     with torch.no_grad():
-        return network(x, time, labels, **options)
+        return network(x, time, *labels, **options)

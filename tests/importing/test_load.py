@@ -103,7 +103,7 @@ def test_what_the_tensors_show(file, network, monkeypatch):
 
     def shown(shapes, given):
         seen.update(shapes=shapes, given=given)
-        found = {name: "of a tensor" for name in ("dim", "width", "depth")}
+        found = dict.fromkeys(("dim", "width", "depth"), "of a tensor")
         return infer.Inferred(
             "MLP", {**CONFIG, "dropout": 0.1, **given}, found, {"dropout": "by habit"}, seen["missing"]
         )
@@ -137,9 +137,7 @@ def test_types_of_the_parameters(network, tmp_path):
     for dtype in (torch.bfloat16, torch.float64):
         loaded = fastdiff.load(path, dtype=dtype, **known)
         assert {tensor.dtype for tensor in loaded.state_dict().values()} == {dtype}
-    with pytest.raises(
-        ValueError, match=r"dtype must be a floating-point type of 16 to 64 bits, or None, got torch.int"
-    ):
+    with pytest.raises(ValueError, match=r"dtype must be a floating-point type of 16 to 64 bits, or None, got"):
         fastdiff.load(path, dtype=torch.int32, **known)
 
 
@@ -204,7 +202,7 @@ def test_tensors_that_are_not_the_network_s(network, tmp_path, what, wanted):
         (
             {"config": {"cls": "MLP", "kwargs": [1]}},
             ValueError,
-            "kwargs must be a mapping of names to values, got list",
+            "kwargs must be a mapping .*, got list",
         ),
         ({"config": {"cls": "Os", "kwargs": {}}}, ValueError, "architecture must be one of .*MLP.*, got 'Os'"),
         ({"architecture": "nn.Linear"}, ValueError, "architecture must be one of .*, got 'nn.Linear'"),
@@ -236,7 +234,7 @@ def test_no_such_file(path, monkeypatch, tmp_path):
 
 
 def test_a_file_of_something_else(tmp_path):
-    with pytest.raises(ModelFileError, match="a folder, and not one of diffusers: no model_index.json"):
+    with pytest.raises(ModelFileError, match="a folder, and not one of diffusers"):
         fastdiff.load(tmp_path)
     torch.save({"optimizer": {}, "epoch": 3}, tmp_path / "model.pt")
     with pytest.raises(ModelFileError, match=r"expected a dictionary of tensors by name, got one of optimizer, epoch"):
