@@ -14,8 +14,9 @@ from .process import EDM, VE, VP, Process
 from .sampler import Sampler, StepInfo
 
 _ROOMS = (
-    *("continuous", "data", "energy", "evaluation", "exposure", "guidance", "interop", "interpolating", "likelihood"),
-    *("importing", "models", "ncsn", "presets", "schedules", "sde", "spacing", "sweep", "thresholding", "training"),
+    *("cascade", "continuous", "data", "energy", "evaluation", "exposure", "guidance", "importing", "interop"),
+    *("interpolating", "latents", "likelihood", "models", "ncsn", "presets", "schedules", "sde", "spacing", "sweep"),
+    *("thresholding", "training"),
 )
 
 

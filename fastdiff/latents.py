@@ -17,7 +17,9 @@ from .arguments import dtype_of_model
 from .errors import check_count, check_finite, check_positive
 from .reporting import all_finite
 
-__all__ = ["Latent", "decode_in_chunks", "latent_of"]
+__all__ = ["BATCH", "Latent", "decode_in_chunks", "latent_of"]
+
+BATCH = 8  # samples that are decoded at a time where nothing else is said
 
 
 def decode_in_chunks(decode: Callable[[Tensor], Tensor], x: Tensor, batch: int | None = None) -> Tensor:

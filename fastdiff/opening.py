@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from . import latents
 from .models import ModelFileError, load
 from .models.io import weights_digest
 from .models.network import FACTS
@@ -88,7 +89,8 @@ def network_sampler(model: Any, **options: Any) -> Sampler:
 
     That settles the process and the prediction, and the solver where the options do not. A preconditioned network is
     sampled through its raw one. Networks of a discrete chain are sampled with their variance and, for images, x_0
-    clipped, as guided-diffusion samples them; those of diffusers as the scheduler beside them does.
+    clipped, as guided-diffusion samples them; those of diffusers as the scheduler beside them does. The latents of a
+    network that came with its autoencoder are decoded, unless the options have `decode`, which may be None.
 
     Args:
         options: `Sampler`'s; None leaves one out. sigma_min and sigma_max are limits of the process EDM or VE.
@@ -105,6 +107,8 @@ def network_sampler(model: Any, **options: Any) -> Sampler:
         process = _within(process, limits, reading.limits)
     if given.get("solver", reading.solver) != reading.solver:
         own = {}
+    if "decode" not in options and (latent := latents.latent_of(model)) is not None:
+        own |= {"decode": latent, "decode_batch": latents.BATCH}
     arguments = {"solver": reading.solver, **reading.always, **own, **given}
     return Sampler(reading.network, process=process, prediction=reading.prediction, **arguments)
 

@@ -13,6 +13,7 @@ __all__ = ["CliError", "main"]
 
 _COMMANDS = {  # name: (module, one line for --help)
     "calibrate": ("fastdiff.cli.calibrate", "Choose epsilon scaling's lambda by measurement."),
+    "cascade": ("fastdiff.cli.cascade", "Draw small images, and larger ones of them, by several networks."),
     "convert": ("fastdiff.cli.convert", "Write a published checkpoint as a model file, nothing in it executed."),
     "ema": ("fastdiff.cli.ema", "Reconstruct an average of a run's weights from its snapshots."),
     "evaluate": ("fastdiff.cli.evaluate", "Frechet distance, precision and recall of samples."),
