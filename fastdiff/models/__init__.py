@@ -5,7 +5,7 @@ from __future__ import annotations
 from .adm import EncoderUNetModel, SuperResModel, UNetModel
 from .classifier import Classifier
 from .discriminator import Discriminator
-from .edm import DhariwalUNet, SongUNet
+from .edm import DhariwalUNet, EDMPrecond, SongUNet, VEPrecond, VPPrecond, iDDPMPrecond
 from .hf import DiffusersNetwork
 from .io import ModelFileError, load, read_metadata, save
 from .mlp import MLP
@@ -18,6 +18,7 @@ __all__ = [
     "DhariwalUNet",
     "DiffusersNetwork",
     "Discriminator",
+    "EDMPrecond",
     "EncoderUNetModel",
     "ModelFileError",
     "NCSNpp",
@@ -25,6 +26,9 @@ __all__ = [
     "SuperResModel",
     "UNet",
     "UNetModel",
+    "VEPrecond",
+    "VPPrecond",
+    "iDDPMPrecond",
     "load",
     "read_metadata",
     "save",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import (
+    checkpoint_edm,
     checkpoint_hf,
     checkpoint_layers,
     ddim_family,
@@ -40,6 +41,7 @@ TABLE_RUNNERS: dict[tuple[str, str], Callable[[Case], None]] = {
     ("ddpm", "sde_tables"): score_family.check_sde_tables,
     ("edm", "kdiff_ll"): flow_family.check_likelihood,
     ("checkpoints", "diffusers"): checkpoint_hf.check,
+    ("checkpoints", "edm"): checkpoint_edm.check,
     ("checkpoints", "edm-layer"): checkpoint_layers.check,
 }
 # Families that run the library, by each of its routes: runner(case, route).

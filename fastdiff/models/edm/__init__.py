@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .dhariwal import DhariwalUNet
+from .precond import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from .song import SongUNet
 
-__all__ = ["DhariwalUNet", "SongUNet"]
+__all__ = ["DhariwalUNet", "EDMPrecond", "SongUNet", "VEPrecond", "VPPrecond", "iDDPMPrecond"]
