@@ -10,6 +10,7 @@ from .pickles import Instance, Maker, Unreadable
 
 __all__ = ["NUMBERS"]
 
+LONGEST = 64
 _TYPES = frozenset("f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 b1".split())
 
 
@@ -35,17 +36,19 @@ def _scalar(arguments: tuple[Any, ...]) -> int | float | bool:
         raise Unreadable("a NumPy number without a type")
     dtype, raw = arguments
     order = dtype.state[1] if type(dtype.state) is tuple and len(dtype.state) > 1 else "<"
-    if type(raw) not in (bytes, memoryview) or order not in ("<", "|") or len(raw) != int(dtype.code[1:]):
+    if type(raw) is not memoryview or order not in ("<", "|") or len(raw) != int(dtype.code[1:]):
         raise Unreadable("a NumPy number that is not its bytes in little-endian order")
     return np.frombuffer(raw, np.dtype(dtype.code))[0].item()
 
 
-def _encoded(arguments: tuple[Any, ...]) -> bytes:
-    """Bytes, as protocol 2 writes them: a text and its encoding."""
+def _encoded(arguments: tuple[Any, ...]) -> memoryview:
+    """The bytes of a number, as protocol 2 writes them: a text and its encoding."""
     if len(arguments) != 2 or type(arguments[0]) is not str or arguments[1] != "latin1":
         raise Unreadable("bytes that are no text in latin1")
+    if len(arguments[0]) > LONGEST:
+        raise Unreadable(f"bytes written as a text, at most {LONGEST}; pickles of protocol 3 and above hold bytes")
     try:
-        return arguments[0].encode("latin1")
+        return memoryview(arguments[0].encode("latin1"))
     except UnicodeEncodeError:
         raise Unreadable("bytes that are no text in latin1") from None
 
