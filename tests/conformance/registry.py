@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import (
+    checkpoint_adm,
     checkpoint_edm,
     checkpoint_hf,
     checkpoint_layers,
@@ -40,6 +41,7 @@ TABLE_RUNNERS: dict[tuple[str, str], Callable[[Case], None]] = {
     ("ddpm", "sde_losses"): score_family.check_sde_losses,
     ("ddpm", "sde_tables"): score_family.check_sde_tables,
     ("edm", "kdiff_ll"): flow_family.check_likelihood,
+    ("checkpoints", "guided-diffusion"): checkpoint_adm.check,
     ("checkpoints", "diffusers"): checkpoint_hf.check,
     ("checkpoints", "edm"): checkpoint_edm.check,
     ("checkpoints", "edm-layer"): checkpoint_layers.check,
