@@ -9,6 +9,7 @@ from . import (
     checkpoint_edm,
     checkpoint_hf,
     checkpoint_layers,
+    checkpoint_ssde,
     ddim_family,
     ddpm_family,
     dg_family,
@@ -45,6 +46,7 @@ TABLE_RUNNERS: dict[tuple[str, str], Callable[[Case], None]] = {
     ("checkpoints", "diffusers"): checkpoint_hf.check,
     ("checkpoints", "edm"): checkpoint_edm.check,
     ("checkpoints", "edm-layer"): checkpoint_layers.check,
+    ("checkpoints", "score-sde"): checkpoint_ssde.check,
 }
 # Families that run the library, by each of its routes: runner(case, route).
 ROUTE_RUNNERS: dict[tuple[str, str], Callable[[Case, str], None]] = {
