@@ -7,6 +7,7 @@ be told s, as in its training. The noise hides what the stage before got wrong, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from . import ops
@@ -80,6 +81,9 @@ class Stage:
                 raise ValueError(f"{name} must be the name of a keyword argument, got {keyword!r}")
         if self.told == self.condition:
             raise ValueError(f"told must be another keyword than condition={self.condition!r}, got {self.told!r}")
+        for given in (self.condition, self.told):
+            if given is not None and not _takes(self.sampler.model, given):
+                raise ValueError(f"sampler must be of a network that takes {given}=, and its network does not")
         try:
             clip_range(self.clip)
         except ValueError as error:
@@ -297,6 +301,15 @@ def stage_seeds(seeds: Tensor, stage: int) -> Tensor:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return torch.from_numpy((z ^ (z >> np.uint64(31))).view(np.int64))
+
+
+def _takes(model: Any, keyword: str) -> bool:
+    """Whether a network can be called with a keyword argument, as far as its signature says."""
+    try:
+        parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
+    except (TypeError, ValueError):
+        return True
+    return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _takes_labels(sampler: Sampler) -> bool:

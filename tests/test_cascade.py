@@ -189,7 +189,7 @@ LOW = torch.linspace(-1.5, 1.5, 2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
 
 @pytest.mark.parametrize("resize", [*RESIZES, None])
 def test_the_smaller_image_is_resized_clipped_and_cast(resize):
-    sampler = Sampler(toy, shape=(3, 9, 9), steps=2, model_dtype=torch.bfloat16)
+    sampler = Sampler(lambda x, t, image: x, shape=(3, 9, 9), steps=2, model_dtype=torch.bfloat16)
     stage = Stage(sampler, size=9, resize=resize, clip=True, condition="image")
     clipped = LOW.clamp(-1, 1)
     expected = clipped if resize is None else F.interpolate(clipped, (9, 9), mode=resize)
@@ -217,25 +217,25 @@ def test_noise_and_what_is_told_of_it_are_the_process_s():
     z = ops.normal(torch.tensor([0, 1]), LOW.shape, DRAW)
     sizes = {"shape": (3, 5, 5), "steps": 2}
 
-    ve = Stage(Sampler(toy, process=EDM(), **sizes), noise=0.3, told="s")
+    ve = Stage(Sampler(toy, process=EDM(), **sizes), noise=0.3, told="level")
     given = given_to(ve, LOW)
     torch.testing.assert_close(given["low_res"], LOW + 0.3 * z)
-    assert given["s"].tolist() == pytest.approx([0.3, 0.3])
+    assert given["level"].tolist() == pytest.approx([0.3, 0.3])
 
-    raw = Stage(Sampler(toy, prediction=EDMPrediction(0.5), **sizes), noise=0.3, told="s")
-    assert given_to(raw, LOW)["s"].tolist() == pytest.approx([math.log(0.3) / 4] * 2)
+    raw = Stage(Sampler(toy, prediction=EDMPrediction(0.5), **sizes), noise=0.3, told="level")
+    assert given_to(raw, LOW)["level"].tolist() == pytest.approx([math.log(0.3) / 4] * 2)
 
     process = VP.linear()
-    vp = Stage(Sampler(toy, process=process, prediction="eps", solver="ddim", **sizes), noise=0.3, told="s")
+    vp = Stage(Sampler(toy, process=process, prediction="eps", solver="ddim", **sizes), noise=0.3, told="level")
     given, level = given_to(vp, LOW), vp.level
     assert level.sigma_ve == pytest.approx(0.3, abs=0.02)
-    assert given["s"].dtype == torch.int64 and given["s"].tolist() == [int(level.time)] * 2
+    assert given["level"].dtype == torch.int64 and given["level"].tolist() == [int(level.time)] * 2
     abar = process.alphas_cumprod[int(level.time)]
     torch.testing.assert_close(given["low_res"], abar**0.5 * LOW + (1 - abar) ** 0.5 * z)
 
     silent = dataclasses.replace(vp, noise=0.0)
     given = given_to(silent, LOW)
-    assert torch.equal(given["low_res"], LOW) and given["s"].tolist() == [0, 0]
+    assert torch.equal(given["low_res"], LOW) and given["level"].tolist() == [0, 0]
 
 
 def test_stages_run_as_graphs(graphs):
@@ -322,9 +322,10 @@ BAD_STAGES = [
     (lambda: Stage(upper(), condition="low res"), ValueError, "condition must be the name of a keyword"),
     (lambda: Stage(upper(), told=3), ValueError, "told must be the name of a keyword argument, got 3"),
     (lambda: Stage(upper(), told="low_res"), ValueError, "told must be another keyword"),
+    (lambda: Stage(upper(), told="s"), ValueError, "sampler must be of a network that takes s=, and its"),
     (lambda: Stage(upper(), batch=0), ValueError, "batch must be an integer of at least 1, got 0"),
     (lambda: Stage(upper(), clip=(1, 0)), ValueError, "clip_denoised|clip"),
-    (lambda: Stage(upper(prediction="edm"), told="s"), ValueError, "noise must be positive .* prediction 'edm'"),
+    (lambda: Stage(upper(prediction="edm"), told="level"), ValueError, "noise must be positive .* prediction 'edm'"),
     (lambda: Cascade(upper()), ValueError, "stages must hold at least one Stage"),
     (lambda: Cascade(upper(), upper()), TypeError, "stages must be fastdiff.cascade.Stage, got Sampler"),
     (lambda: Cascade(toy, Stage(upper())), TypeError, "base must be a fastdiff.Sampler"),

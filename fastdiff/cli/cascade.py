@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from tqdm import tqdm
-
-import fastdiff
+from torch import Tensor
 
 from ..cascade import RESIZES, Cascade, Stage
 from ..models import ModelFileError
 from ..opening import default_settings, network_sampler, open_network
 from . import CliError
 from .arguments import SEEDS, STEPS
-from .output import OutputFolder, grid, npz_bytes, png_bytes
+from .drawing import class_labels, image_range, write_images
 from .sampling import named_device
 
-_FILES = ("grid.png", "samples.npz")
 _OFF = ("", "-")  # in a list of settings: what the network is sampled with by default
 
 
@@ -81,18 +75,15 @@ def command(networks: tuple[str, ...], **flags: Any) -> None:
     device = named_device(flags["device"])
     cascade, models, described = _open(networks, device, flags)
     seeds = flags["seeds"]
-    labels = _labels(models, seeds, flags["label"])
-    with OutputFolder(flags["outdir"], _FILES) as folder:
-        started = time.perf_counter()
-        images = _draw(cascade, seeds, labels, flags["batch"], flags["progress"])
-        elapsed = time.perf_counter() - started
-        provenance = {
-            "fastdiff": fastdiff.__version__, "torch": torch.__version__, "device": str(device), "cascade": described,
-        }  # fmt: skip
-        arrays = {"images": images, "seeds": np.array(seeds), "labels": np.array(labels or [-1] * len(seeds))}
-        folder.write({"grid.png": png_bytes(grid(images)), "samples.npz": npz_bytes(arrays, provenance)})
-    written = " and ".join(str(folder.path / name) for name in _FILES)
-    click.echo(f"{len(seeds)} images in {elapsed:.2f} s, {len(seeds) / elapsed:.1f} images per second; wrote {written}")
+    labels = class_labels(models, seeds, flags["label"])
+
+    def draw(some: list[int], classes: list[int] | None, bar: bool) -> Tensor:
+        images: Tensor = cascade(len(some), seeds=some, labels=classes, progress=bar)
+        return images
+
+    told = {"device": str(device), "cascade": described}
+    shown = {"batch": flags["batch"], "progress": flags["progress"], "limits": image_range(models[-1])}
+    write_images(flags["outdir"], draw, seeds, labels, told, **shown)
 
 
 def _open(
@@ -120,12 +111,15 @@ def _open(
     base, *others = samplers
     stages = []
     for number, sampler in enumerate(others):
-        more = {"noise": noise[number] or 0.0, "resize": resize[number] or "bilinear", "clip": True}
+        if image_range(models[number]) != image_range(models[number + 1]):
+            raise CliError(f"{networks[number + 1]}: must know values in the range of the network before it")
+        given = {"condition": flags["condition"], "told": flags["told"], "clip": image_range(models[number])}
+        given |= {"noise": noise[number] or 0.0, "resize": resize[number] or "bilinear"}
         try:
-            stages.append(Stage(sampler, **more, condition=flags["condition"], told=flags["told"]))
+            stages.append(Stage(sampler, **given))
         except (TypeError, ValueError) as error:
             raise CliError(f"{networks[number + 1]}: {error}") from None
-        described[number + 1] |= {"noise": stages[-1].level.sigma_ve, "resize": more["resize"]}
+        described[number + 1] |= {"noise": stages[-1].level.sigma_ve, "resize": stages[-1].resize}
     return Cascade(base, *stages), models, described
 
 
@@ -134,37 +128,3 @@ def _one_each(name: str, values: list[Any] | None, count: int, what: str) -> lis
     if len(given) not in (1, count):
         raise CliError(f"--{name} must have one value, or one for each {what} ({count}), got {len(given)}")
     return given if len(given) == count else given * count
-
-
-def _draw(
-    cascade: Cascade, seeds: list[int], labels: list[int] | None, batch: int, progress: bool
-) -> NDArray[np.uint8]:
-    """All images of the last stage, batch by batch: uint8 [N, H, W, C]."""
-    parts = []
-    single = len(seeds) <= batch  # one batch shows its steps, many show the images
-    with tqdm(total=len(seeds), unit="image", desc="cascade", disable=single or not progress) as bar:
-        for start in range(0, len(seeds), batch):
-            some = slice(start, start + batch)
-            known = None if labels is None else labels[some]
-            try:
-                x = cascade(len(seeds[some]), seeds=seeds[some], labels=known, progress=single and progress)
-            except FloatingPointError as error:
-                raise click.ClickException(str(error)) from None
-            parts.append(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
-            bar.update(len(x))
-    return torch.cat(parts).numpy()
-
-
-def _labels(models: Sequence[Any], seeds: list[int], label: int | None) -> list[int] | None:
-    """One class per seed; None for networks without classes."""
-    counts = {model.label_dim for model in models} - {0}
-    if not counts:
-        if label is not None:
-            raise CliError("--class: these networks are unconditional")
-        return None
-    if len(counts) > 1:
-        raise CliError(f"the networks must have the same classes, got {', '.join(map(str, sorted(counts)))}")
-    (classes,) = counts
-    if label is not None and not 0 <= label < classes:
-        raise CliError(f"--class must be 0 to {classes - 1}, got {label}")
-    return [seed % classes if label is None else label for seed in seeds]
