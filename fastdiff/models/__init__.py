@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .adm import EncoderUNetModel, SuperResModel, UNetModel
+from .adm import DGDiscriminator, DGEncoderUNetModel, EncoderUNetModel, SuperResModel, UNetModel
 from .classifier import Classifier
 from .discriminator import Discriminator
 from .edm import DhariwalUNet, EDMPrecond, SongUNet, VEPrecond, VPPrecond, iDDPMPrecond
@@ -15,6 +15,8 @@ from .unet import UNet
 __all__ = [
     "MLP",
     "Classifier",
+    "DGDiscriminator",
+    "DGEncoderUNetModel",
     "DhariwalUNet",
     "DiffusersNetwork",
     "Discriminator",

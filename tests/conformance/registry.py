@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from . import (
     checkpoint_adm,
+    checkpoint_dg,
     checkpoint_edm,
     checkpoint_hf,
     checkpoint_layers,
@@ -44,6 +45,7 @@ TABLE_RUNNERS: dict[tuple[str, str], Callable[[Case], None]] = {
     ("edm", "kdiff_ll"): flow_family.check_likelihood,
     ("checkpoints", "guided-diffusion"): checkpoint_adm.check,
     ("checkpoints", "diffusers"): checkpoint_hf.check,
+    ("checkpoints", "dg"): checkpoint_dg.check,
     ("checkpoints", "edm"): checkpoint_edm.check,
     ("checkpoints", "edm-layer"): checkpoint_layers.check,
     ("checkpoints", "score-sde"): checkpoint_ssde.check,

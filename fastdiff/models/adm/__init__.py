@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .dg import DGDiscriminator, DGEncoderUNetModel
 from .encoder import EncoderUNetModel
 from .unet import SuperResModel, UNetModel
 
-__all__ = ["EncoderUNetModel", "SuperResModel", "UNetModel"]
+__all__ = ["DGDiscriminator", "DGEncoderUNetModel", "EncoderUNetModel", "SuperResModel", "UNetModel"]
