@@ -230,7 +230,8 @@ class _Machine:
         self.top(set, "adds to").update(map(check_key, items))
 
     def frozen(self) -> None:
-        self.stack.append(frozenset(map(check_key, self.unmark())))
+        items = self.unmark()
+        self.stack.append(frozenset(map(check_key, items)))
 
     def top(self, kind: type, verb: str) -> Any:
         target = self.stack[-1]

@@ -5,8 +5,8 @@
 Every file must give a network or a ModelFileError, in at most `--seconds` of CPU time; the process must not die. While
 a file is being read, an audit hook watches what Python does: an import, anything compiled or executed, a process
 started, any file opened but the checkpoint, is a finding, and so is a marker file that the hostile calls would leave.
-The same seeds make the same files as long as the bases are the same: those of `made`, and with `--fixtures` the files of
-the conformance folder.
+The same seeds make the same files as long as the bases are the same: those of `made`, and with `--fixtures` the files
+of the conformance folder.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def pickle_in_zip(data: bytes, rng: random.Random) -> bytes:
 
 def zip_fields(data: bytes, rng: random.Random) -> bytes:
     """Numbers in the headers and in the directory."""
-    marks = [mark for mark in (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07")]
+    marks = (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07")
     changed = bytearray(data)
     for _ in range(rng.choice((1, 2, 6))):
         mark = rng.choice(marks)
