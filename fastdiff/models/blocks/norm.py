@@ -13,6 +13,6 @@ def edm_groups(channels: int) -> int:
     """
     groups = min(32, channels // 4)
     if groups < 1 or channels % groups:
-        wanted = "at least 4, and a multiple of 32 from 128 on" if groups else "at least 4"
+        wanted = "at least 4, and a multiple of their min(32, channels // 4) groups"
         raise ValueError(f"channels of a group norm must be {wanted}, got {channels}")
     return groups
