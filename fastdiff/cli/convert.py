@@ -98,6 +98,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _reading(network: Any) -> str:
     """How the output is read, if that is known."""
     from ..models.network import FACTS
+    from ..process import VE
     from ..reading import reading_of
 
     kind = FACTS[type(network).__name__].kind
@@ -107,7 +108,9 @@ def _reading(network: Any) -> str:
         reading = reading_of(network)
     except (TypeError, ValueError) as error:
         return f"how its output is read is not known ({error}); to sample with it, --set prediction and process"
-    solver = reading.solver if isinstance(reading.solver, str) else type(reading.solver).__name__
+    solver = getattr(reading.solver, "__name__", reading.solver)
     settings = "".join(f", {name} {value:g}" for name, value in reading.settings.items())
     process, prediction = type(reading.process).__name__, type(reading.prediction).__name__
+    if isinstance(reading.process, VE):
+        process += f" (levels {reading.process.sigma_min:g} to {reading.process.sigma_max:g})"
     return f"process {process}, prediction {prediction}; by default solver {solver}{settings}"

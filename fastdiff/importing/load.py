@@ -168,6 +168,7 @@ def _network(checkpoint: Checkpoint, settled: Settled, dtype: torch.dtype | None
     if dtype not in (None, *_STORED):
         raise ValueError(f"dtype must be a floating-point type of 16 to 64 bits, or None, got {dtype}")
     source = checkpoint.source
+    io.check_depth(source, settled.config, len(checkpoint.tensors))
     try:
         model: Any = build(settled.architecture, settled.config, "meta")
     except ValueError as error:

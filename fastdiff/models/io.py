@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from ..files import atomic_path
 from .discriminator import EXTERNAL
-from .network import build
+from .network import DEPTHS, build
 
 __all__ = [
     "ModelFileError",
+    "check_depth",
     "check_tensors",
     "fill",
     "find",
@@ -39,6 +40,7 @@ __all__ = [
 
 _SHIPPED = {"digits": "digits.safetensors", "digits_classifier": "digits_classifier.safetensors"}
 _KEY = "fastdiff"
+_LEVELS = ("channel_mult", "ch_mult", "mults", "block_out_channels")
 
 
 class ModelFileError(ValueError):
@@ -86,6 +88,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", extractor: nn.Mod
     if external != (extractor is not None):
         wanted = "given: the file does not hold it" if external else "left out: there is no place for one"
         raise ModelFileError(f"{file}: extractor must be {wanted}")
+    check_depth(file, config, len(tensors))
     try:
         model: Any = build(name, config, "meta", **({"extractor": extractor} if extractor is not None else {}))
     except ValueError as error:
@@ -155,6 +158,22 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if weights_digest(tensors) != description.get("digest"):
         raise ModelFileError(f"{file}: the weights are damaged (their digest differs from the stored one)")
     return tensors, description
+
+
+def check_depth(file: str | Path, config: Mapping[str, Any], tensors: int) -> None:
+    """Refuses a configuration with more blocks than the file has tensors, before time is spent on building them.
+
+    Raises:
+        ModelFileError: naming the file.
+    """
+    for value in config.values():
+        if isinstance(value, Mapping):
+            check_depth(file, value, tensors)
+    depth = max((config[name] for name in DEPTHS if isinstance(config.get(name), int)), default=1)
+    levels = max((len(config[name]) for name in _LEVELS if isinstance(config.get(name), (list, tuple))), default=1)
+    if depth * levels > max(tensors, 1):
+        wanted = f"{levels} levels of {depth} blocks" if levels > 1 else f"{depth} blocks"
+        raise ModelFileError(f"{file}: the configuration asks for {wanted}, and the file has {tensors} tensors")
 
 
 def check_tensors(file: str | Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

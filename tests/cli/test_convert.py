@@ -43,7 +43,7 @@ def test_says_what_it_has_read_and_written(folder):
     network = load("out.safetensors")
     count = sum(parameter.numel() for parameter in network.parameters())
     assert f"  {count} parameters" in lines
-    assert any("process VP, prediction EpsilonPrediction; by default solver ddpm, steps 100" in line for line in lines)
+    assert any("process VP, prediction Eps; by default solver ddpm, steps 100" in line for line in lines)
     digest = network.metadata["digest"][:16]
     assert lines[-1] == f"wrote out.safetensors (0.0 MB, digest {digest}) and out.json"
     assert network.config["time_scale"] == 2 and network.metadata["process"] == {"name": "vp", "betas": "linear"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import fastdiff
 from fastdiff.importing import configure, infer
 from fastdiff.importing.checkpoint import Checkpoint
 from fastdiff.importing.configure import settle
-from fastdiff.models import MLP, ModelFileError, save
+from fastdiff.models import MLP, ModelFileError, load, save
 from tests.models.contract import randomise
 
 CONFIG = {"dim": 3, "width": 4, "depth": 1, "embedding": 4}
@@ -242,3 +243,22 @@ def test_a_file_of_something_else(tmp_path):
     (tmp_path / "model.pt").write_text("hello")
     with pytest.raises(ModelFileError, match=r"model\.pt: not a checkpoint"):
         fastdiff.load(tmp_path / "model.pt")
+
+
+def test_more_blocks_than_the_file_has_tensors_are_not_even_built(network, file, tmp_path, monkeypatch):
+    def built(*arguments, **options):
+        raise AssertionError("built")
+
+    save(tmp_path / "own.safetensors", network, {})
+    content = (tmp_path / "own.safetensors").read_bytes().replace(b'depth\\": 1', b'depth\\":99')
+    (tmp_path / "own.safetensors").write_bytes(content)
+    monkeypatch.setattr("fastdiff.models.io.build", built)
+    monkeypatch.setattr(import_module("fastdiff.importing.load"), "build", built)
+    count = len(network.state_dict())
+    for call in (load, fastdiff.load):
+        with pytest.raises(ModelFileError, match=f"asks for 99 blocks, and the file has {count} tensors"):
+            call(tmp_path / "own.safetensors")
+    with pytest.raises(ModelFileError, match=f"asks for 99 blocks, and the file has {count} tensors"):
+        fastdiff.load(file, config=GIVEN, depth=99)
+    with pytest.raises(ModelFileError, match=f"asks for 7 levels of 30 blocks, and the file has {count} tensors"):
+        fastdiff.load(file, architecture="UNet", **{"inner.channel_mult": [1] * 7, "inner.num_blocks": 30})
