@@ -26,7 +26,7 @@ ADDED = ("text_embeds", "time_ids", "image_embeds", "resolution", "aspect_ratio"
 
 WIDEST = 1 << 16  # of a number of channels, classes or times
 LAYERS = ("layers_per_block", "num_layers", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
-MOST_LAYERS = 1024
+MOST_LAYERS = 256
 MOST_POSITIONS = 1 << 27  # numbers in a table of positions: DiT-XL/2 at 256 pixels has 3e5
 
 
