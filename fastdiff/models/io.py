@@ -40,6 +40,7 @@ __all__ = [
 
 _SHIPPED = {"digits": "digits.safetensors", "digits_classifier": "digits_classifier.safetensors"}
 _KEY = "fastdiff"
+_ALIGNED = 64  # bytes, as PyTorch allocates
 _LEVELS = ("channel_mult", "ch_mult", "mults", "block_out_channels")
 
 
@@ -99,16 +100,22 @@ def load(path: str | Path, device: str | torch.device = "cpu", extractor: nn.Mod
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor], file: str | Path, strict: bool = True) -> None:
-    """Lays `tensors` into a network that was built on the device "meta"; they are not copied.
+    """Lays `tensors` into a network that was built on the device "meta"; the dictionary is taken over.
 
     Args:
         strict: no tensor of the network may be left out; else those that its `state_dict` does not name.
 
     Raises:
-        ModelFileError: see `check_tensors`; or the network has tensors that no file can hold.
+        ModelFileError: see `check_tensors`; a module refuses one; or the network has tensors that no file can hold.
     """
     check_tensors(file, tensors, model.state_dict())
-    model.load_state_dict(tensors, assign=True, strict=strict)  # names and shapes have been checked
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() % _ALIGNED:  # in a mapped file: sums of it would be rounded otherwise than in memory
+            tensors[name] = tensor.clone()
+    try:
+        model.load_state_dict(tensors, assign=True, strict=strict)  # names and shapes have been checked
+    except RuntimeError as error:
+        raise ModelFileError(f"{file}: {' '.join(str(error).split())}") from None
     if left := [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]:
         raise ModelFileError(f"{file}: a {type(model).__name__} has tensors that no file holds: {', '.join(left)}")
 
