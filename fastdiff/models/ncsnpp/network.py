@@ -203,9 +203,11 @@ class NCSNpp(Network):
         Raises:
             ValueError: `x` or `time` has another shape, or labels were given.
         """
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.sample_shape:
-            raise ValueError(f"NCSNpp: x must be [B, {', '.join(map(str, self.sample_shape))}], got {list(x.shape)}")
-        if time.numel() not in (1, x.shape[0]):
+        channels, divisor = self.sample_shape[0], 1 << (len(self.attention) - 1)
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % divisor or x.shape[3] % divisor:
+            wanted = f"[B, {channels}, H, W] with H and W multiples of {divisor}"
+            raise ValueError(f"NCSNpp: x must be {wanted}, got {list(x.shape)}")
+        if time.ndim > 1 or time.numel() not in (1, x.shape[0]):
             raise ValueError(f"NCSNpp: time must be a scalar or [{x.shape[0]}], got {list(time.shape)}")
         if labels is not None:
             raise ValueError("NCSNpp: labels were given but the network has no classes")
@@ -306,12 +308,15 @@ def _check(given: dict[str, Any]) -> None:
     for name in SWITCHES:
         if not isinstance(given[name], bool):
             raise ValueError(f"NCSNpp: {name} must be True or False, got {given[name]!r}")
-    for name in ("image_size", "nf", "num_res_blocks", "num_channels", "num_scales"):
-        if isinstance(given[name], bool) or not isinstance(given[name], int) or given[name] < 1:
-            raise ValueError(f"NCSNpp: {name} must be a positive integer, got {given[name]!r}")
+    for name, least in {"image_size": 1, "nf": 1, "num_res_blocks": 0, "num_channels": 1, "num_scales": 1}.items():
+        if isinstance(given[name], bool) or not isinstance(given[name], int) or given[name] < least:
+            raise ValueError(f"NCSNpp: {name} must be an integer of at least {least}, got {given[name]!r}")
     mults = given["ch_mult"]
-    if not mults or not all(isinstance(mult, int) and mult >= 1 for mult in mults):
-        raise ValueError(f"NCSNpp: ch_mult must be a non-empty list of positive integers, got {mults!r}")
+    for name, values in (("ch_mult", mults), ("attn_resolutions", given["attn_resolutions"])):
+        if isinstance(values, str) or not all(isinstance(each, int) and each >= 1 for each in values):
+            raise ValueError(f"NCSNpp: {name} must be a list of positive integers, got {values!r}")
+    if not mults:
+        raise ValueError("NCSNpp: ch_mult must have an entry for each level, got none")
     divisor = 1 << (len(mults) - 1)
     if given["image_size"] % divisor:
         wanted = f"a multiple of {divisor} for {len(mults)} levels"
