@@ -6,13 +6,18 @@ import copy
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from fastdiff import Sampler
+from fastdiff.cli import main
 from fastdiff.latents import Latent, decode_in_chunks, latent_of
+from fastdiff.opening import network_sampler, open_network
 
 from .graphs.conftest import graphs
+from .tolerances import LATENT_PIPELINE
 
 __all__ = ["graphs"]
 
@@ -182,6 +187,49 @@ def test_autoencoders_of_diffusers(diffusers):
     smooth = Sampler(network, steps=3, shape=(3, 4, 4), decode=latent, decode_batch=2)
     made = smooth(3, seeds=0)
     torch.testing.assert_close(made, latent(smooth.replace(decode=None, decode_batch=None)(3, seeds=0)))
+
+
+@pytest.fixture
+def pipeline(diffusers):
+    """An unconditional latent pipeline, 3x8x8 latents of 3x16x16 images."""
+    torch.manual_seed(0)
+    vqvae = diffusers.VQModel(
+        block_out_channels=(4, 8), norm_num_groups=2, latent_channels=3, num_vq_embeddings=16, scaling_factor=0.5,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+    made = diffusers.LDMPipeline(vqvae.eval(), unet.eval(), scheduler)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_a_latent_folder_draws_what_its_pipeline_draws(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "ldm")
+    theirs = pipeline(
+        batch_size=3, generator=torch.Generator().manual_seed(5), num_inference_steps=4, output_type="np"
+    ).images
+    start = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    model = open_network(str(tmp_path / "ldm"), torch.device("cpu"))
+    images = network_sampler(model, steps=4, decode_batch=2)(3, x_init=start)
+    ours = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert abs(ours - theirs).max() < LATENT_PIPELINE < theirs.std() / 100
+    latents = network_sampler(model, steps=4, decode=None)(3, x_init=start)
+    assert latents.shape == (3, 3, 8, 8)
+    assert torch.equal(latent_of(model)(latents), network_sampler(model, steps=4)(3, x_init=start))
+
+
+def test_the_command_decodes_by_itself(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "ldm")
+    flags = ["--steps=2", "--seeds=0-2", "--no-progress", f"--network={tmp_path / 'ldm'}"]
+    result = CliRunner().invoke(main, ["sample", f"--outdir={tmp_path / 'out'}", *flags])
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "out/samples.npz") as file:
+        assert file["images"].shape == (3, 16, 16, 3)
+    assert (tmp_path / "out/grid.png").is_file()
 
 
 def test_a_network_that_came_with_its_autoencoder():

@@ -98,3 +98,6 @@ LAYOUT = 1e-4
 
 CASCADE_LAW = 1e-3
 """Mean and covariance of a two-stage cascade on Gaussian data against the data's: the solver's error (100 steps)."""
+
+LATENT_PIPELINE = 1e-5
+"""Images in [0, 1] of a latent pipeline of diffusers: float32 networks on states that differ by rounding."""
