@@ -24,6 +24,8 @@ def __getattr__(name: str) -> Any:
     """Rooms that not every user needs are imported when they are first asked for."""
     if name == "load":
         return import_module("fastdiff.importing").load
+    if name == "sampler_of":
+        return import_module("fastdiff.opening").network_sampler
     if name in _ROOMS:
         return import_module(f"fastdiff.{name}")
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")

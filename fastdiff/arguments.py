@@ -15,12 +15,13 @@ from .process import Process
 
 
 def dtype_of_model(model: Any, dtype: torch.dtype) -> torch.dtype:
-    """The dtype a network wants its input in: that of its floating parameters, else the state's."""
-    if isinstance(model, nn.Module):
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                return parameter.dtype
-    return dtype
+    """The dtype a network wants its input in: that of its floating parameters (of most of their numbers, where a few
+    stay in float32), else the state's."""
+    numbers: dict[torch.dtype, int] = {}
+    for parameter in model.parameters() if isinstance(model, nn.Module) else ():
+        if parameter.is_floating_point():
+            numbers[parameter.dtype] = numbers.get(parameter.dtype, 0) + parameter.numel()
+    return max(numbers, key=numbers.__getitem__) if numbers else dtype
 
 
 def model_device(model: Any) -> torch.device:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import latents
-from .models import ModelFileError, load
+from .models import ModelFileError
 from .models.io import weights_digest
 from .models.network import FACTS
 from .process import VE, Process
@@ -51,12 +51,12 @@ def open_network(name: str, device: torch.device) -> Any:
     Raises:
         ModelFileError: there is no such file, or it does not say so.
     """
-    model = load(name, device)
+    model = _load(name, device)
     try:
         reading_of(model)
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{name}: the file does not say how its output is read ({error})") from None
-    return _with_digest(model)
+    return model
 
 
 def open_discriminator(name: str, model: Any, device: torch.device) -> Any:
@@ -65,15 +65,18 @@ def open_discriminator(name: str, model: Any, device: torch.device) -> Any:
     Raises:
         ModelFileError: there is no such file, or it holds something else.
     """
-    judge = load(name, device)
+    judge = _load(name, device)
     facts = FACTS.get(type(judge).__name__)
     if facts is None or facts.kind != "discriminator" or judge.sample_shape != model.sample_shape:
         raise ModelFileError(f"{name}: not a discriminator of samples of shape {list(model.sample_shape)}")
-    return _with_digest(judge)
+    return judge
 
 
-def _with_digest(model: Any) -> Any:
-    """The digest of a converted file stands in it; other projects' have the one that their converted file would."""
+def _load(name: str, device: torch.device) -> Any:
+    """`fastdiff.load`. The digest of a file of our own stands in it; others get that of their converted file."""
+    from .importing import load
+
+    model = load(name, device)
     if "digest" not in model.metadata:
         model.metadata["digest"] = weights_digest(model.state_dict())
     return model

@@ -82,7 +82,7 @@ def command(network: str, methods: tuple[str, ...], device: str, out: str | None
         check_output_file(out)
     try:
         model = open_network(network, place)
-    except ModelFileError as error:
+    except (ModelFileError, ModuleNotFoundError) as error:
         raise CliError(f"--network: {error}") from None
     images, labels, bins = _data(flags, model, place)
     methods = tuple(dict.fromkeys(methods))

@@ -91,7 +91,7 @@ def open_sampler(flags: dict[str, Any], epsilon_scale: Any = 1.0) -> Opened:
     device = named_device(flags["device"])
     try:
         model = open_network(flags["network"], device)
-    except ModelFileError as error:
+    except (ModelFileError, ModuleNotFoundError) as error:
         raise CliError(f"--network: {error}") from None
     if len(model.sample_shape) != 3:
         shape = list(model.sample_shape)
@@ -107,7 +107,7 @@ def open_sampler(flags: dict[str, Any], epsilon_scale: Any = 1.0) -> Opened:
     if flags["discriminator"] is not None:
         try:
             judge = open_discriminator(flags["discriminator"], model, device)
-        except ModelFileError as error:
+        except (ModelFileError, ModuleNotFoundError) as error:
             raise CliError(f"--discriminator: {error}") from None
         described |= {"discriminator": judge.metadata["digest"], "boosting": flags["boosting"], **weights}
     elif weights or flags["boosting"]:
