@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -296,8 +297,8 @@ class NCSNpp(Network):
 
 def noise_levels(sigma_min: float, sigma_max: float, num_scales: int) -> Tensor:
     """float64 [num_scales], geometric from sigma_max down to sigma_min (Song & Ermon 2020)."""
-    largest, smallest = math.log(sigma_max), math.log(sigma_min)
-    return torch.linspace(largest, smallest, num_scales, dtype=torch.float64).exp()
+    levels = np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), num_scales))
+    return torch.tensor(levels, dtype=torch.float64)
 
 
 def _check(given: dict[str, Any]) -> None:
@@ -328,9 +329,9 @@ def _check(given: dict[str, Any]) -> None:
         raise ValueError(f"NCSNpp: sigma_min must be positive and below sigma_max, both finite, got {limits}")
     if not given["fir"]:
         return
-    taps(given["fir_kernel"])
-    if len(given["fir_kernel"]) < 2:
-        raise ValueError(f"NCSNpp: fir_kernel must have at least 2 numbers, got {list(given['fir_kernel'])}")
+    kernel = [float(number) for number in given["fir_kernel"]]
+    if len(kernel) < 2 or not math.isfinite(sum(kernel)) or sum(kernel) == 0:
+        raise ValueError(f"NCSNpp: fir_kernel must be 2 numbers or more whose sum is not 0, got {kernel}")
     fused = None
     if given["progressive"] == "residual":
         fused = "progressive must not be 'residual'"

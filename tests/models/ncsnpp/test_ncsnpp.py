@@ -188,7 +188,7 @@ def test_bad_input_is_refused(arguments, wanted):
         ({"nonlinearity": "gelu"}, "nonlinearity must be one of"),
         ({"fir": 1}, "fir must be True or False, got 1"),
         ({"fir_kernel": [1, -1]}, "sum is not 0"),
-        ({"fir_kernel": [1]}, "fir_kernel must have at least 2"),
+        ({"fir_kernel": [1]}, "fir_kernel must be 2 numbers or more"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"sigma_min": 60.0}, "sigma_min must be positive and below sigma_max"),
         ({"sigma_max": float("inf")}, "both finite"),
