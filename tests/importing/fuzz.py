@@ -32,6 +32,7 @@ import torch
 
 from fastdiff.importing import load
 from fastdiff.models import ModelFileError
+from fastdiff.models.io import save
 from fastdiff.models.network import build
 
 from ..conformance.cases import ROOT
@@ -89,7 +90,10 @@ def made_bases() -> dict[str, tuple[bytes, Mapping[str, Any] | None]]:
     torch.manual_seed(7)
     network = build(made.CONFIG["architecture"], {k: v for k, v in made.CONFIG.items() if k != "architecture"}, "cpu")
     tensors = {name: torch.randn_like(tensor) for name, tensor in network.state_dict().items()}
-    return {name: (data, None if "edm" in name else made.CONFIG) for name, data in made.files(tensors).items()}
+    found = {name: (data, None if "edm" in name else made.CONFIG) for name, data in made.files(tensors).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / "own", network, {})
+        return found | {"own.safetensors": ((Path(folder) / "own").read_bytes(), None)}
 
 
 def fixture_bases(largest: int = 400_000) -> dict[str, tuple[bytes, Mapping[str, Any] | None]]:

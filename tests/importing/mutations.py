@@ -42,9 +42,9 @@ def _choices(data: bytes) -> Sequence[Mutation]:
     if data[:4] == b"PK\x03\x04":
         special = (pickle_in_zip, pickle_in_zip, zip_fields, zip_entries)
     elif data[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-        special = (instructions, instructions, hostile_call, nested, bombs)
+        special = (instructions, instructions, integers, hostile_call, nested, bombs)
     elif data[8:9] == b"{":
-        special = (header, header, header_length)
+        special = (header, header, header_length, *([own_config] * 3 if b'"fastdiff"' in data[:64] else []))
     return (flip, numbers, cut, patch, *special, *special)
 
 
@@ -128,6 +128,27 @@ def instructions(data: bytes, rng: random.Random) -> bytes:
                     parts[at] = bytes([rng.choice(CODES)]) + parts[at][1:]
                 case 5:
                     parts[at] = parts[at][:1] + numbers(parts[at][1:], rng)
+
+    return _edited(data, rng, edit)
+
+
+def integers(data: bytes, rng: random.Random) -> bytes:
+    """Sizes, strides, and arguments of networks: others, of the same or another type."""
+
+    def edit(parts: list[bytes], at: int, rng: random.Random) -> None:
+        places = [i for i, part in enumerate(parts) if part[:1] in (b"J", b"K", b"M", b"G", b"\x88", b"\x89")]
+        for i in rng.sample(places, min(len(places), rng.choice((1, 2, 5)))):
+            small, large = rng.choice((0, 1, 2, 3, 5, 8, 64, 256)), rng.choice(NUMBERS)
+            choices = (
+                _wide(b"K", small, 1),
+                _wide(b"J", large, 4),
+                _wide(b"\x8a\x09", large, 9),
+                b"N",
+                b"]",
+                b"}",
+                b"\x88",
+            )
+            parts[i] = rng.choice((*choices, b"G" + rng.choice((b"\x7f\xf8", b"\x7f\xf0", b"\xbf\xf0")) + bytes(6)))
 
     return _edited(data, rng, edit)
 
@@ -273,6 +294,24 @@ def header(data: bytes, rng: random.Random) -> bytes:
                 described[name] = rng.choice(([], "", 1, {}, [[[]]]))
         return made.safetensors_of(described, data[8 + length :])
     except (ValueError, AttributeError, TypeError, IndexError, RecursionError):
+        return flip(data, rng)
+
+
+def own_config(data: bytes, rng: random.Random) -> bytes:
+    """The description of one of our own files: numbers of the configuration changed, entries exchanged."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        described = json.loads(data[8 : 8 + length])
+        own = json.loads(described["__metadata__"]["fastdiff"])
+        for _ in range(rng.choice((1, 2, 4))):
+            within = own if rng.random() < 0.2 else own["config"]
+            value = rng.choice(
+                (*NUMBERS, 3, 64, 200, -1, 0.5, "inf", "x", None, [], [1] * 200, [256] * 30, {"a": []}, True)
+            )
+            within[rng.choice(sorted(within))] = value
+        described["__metadata__"]["fastdiff"] = json.dumps(own)
+        return made.safetensors_of(described, data[8 + length :])
+    except (ValueError, AttributeError, TypeError, IndexError, KeyError, RecursionError):
         return flip(data, rng)
 
 
