@@ -18,6 +18,7 @@ _COMMANDS = {  # name: (module, one line for --help)
     "ema": ("fastdiff.cli.ema", "Reconstruct an average of a run's weights from its snapshots."),
     "evaluate": ("fastdiff.cli.evaluate", "Frechet distance, precision and recall of samples."),
     "exposure": ("fastdiff.cli.exposure", "Measure the drift between training and sampling."),
+    "models": ("fastdiff.cli.models", "List architectures and published checkpoints."),
     "nll": ("fastdiff.cli.nll", "Likelihood of data under a model, in bits per dimension."),
     "presets": ("fastdiff.cli.presets", "List published settings with their sources and FID."),
     "sample": ("fastdiff.cli.sample", "Draw samples and save them as a grid and an array."),
