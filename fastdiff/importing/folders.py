@@ -154,9 +154,10 @@ def _fetch_folder(hub: Any, repo: str, revision: str | None) -> Path:
     if not is_folder(folder):
         raise ModelFileError(f"{repo}: not a repository of diffusers; name one of its files, hf:{repo}/FILE")
     commit = folder.name  # of the first answer: all files are of one revision
-    wanted = [_part(folder, (*DENOISING, *AUTOENCODERS), "network")[0]]
     if (folder / "model_index.json").is_file():
         wanted = [folder / name if (folder / name).is_dir() else folder for name in _named(folder, None)]
+    else:
+        wanted = [folder]
     for place in dict.fromkeys(wanted):
         within = "" if place == folder else f"{place.name}/"
         for suffix in ("safetensors", "bin"):

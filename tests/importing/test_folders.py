@@ -1,0 +1,426 @@
+"""Folders of diffusers: what save_pretrained writes, older layouts, shards, and names on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from fastdiff.cli import main
+from fastdiff.importing import folders
+from fastdiff.importing.load import convert, load
+from fastdiff.latents import latent_of
+from fastdiff.models import ModelFileError
+
+from ..tolerances import LAYOUT
+
+diffusers = pytest.importorskip("diffusers")
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+T = torch.tensor([417, 3])
+HALF = 2e-2  # weights of eleven bits, through some layers
+WEIGHTS = "diffusion_pytorch_model"
+
+
+def unet():
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",),
+        norm_num_groups=4,
+    ).eval()
+
+
+def autoencoder():
+    torch.manual_seed(1)
+    return diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=3, scaling_factor=0.5)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A pipeline's folder; its weights in one safetensors file."""
+    folder = tmp_path_factory.mktemp("written") / "ddpm"
+    diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler(variance_type="fixed_large")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pipeline(written, tmp_path):
+    """A copy that a test may change."""
+    return Path(shutil.copytree(written, tmp_path / "ddpm"))
+
+
+@pytest.fixture(scope="module")
+def expected(written):
+    """What diffusers itself computes."""
+    with torch.no_grad():
+        return diffusers.UNet2DModel.from_pretrained(written / "unet")(X, T).sample
+
+
+def computed(path, **options):
+    return load(path, **options)(X, T)
+
+
+@pytest.fixture(scope="module")
+def assert_same(expected):
+    """Equal to what diffusers computes, but for what the place of the weights in memory does to the last bit."""
+    return lambda got: torch.testing.assert_close(got, expected, rtol=LAYOUT, atol=LAYOUT)
+
+
+def change_json(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def with_autoencoder(folder):
+    autoencoder().save_pretrained(folder / "vae")
+    change_json(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline(written, assert_same):
+    network = load(written)
+    assert_same(network(X, T))
+    assert network.metadata["scheduler"]["variance_type"] == "fixed_large"
+    assert network.vae is None and latent_of(network) is None
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_part_with_the_scheduler_beside_it(written, assert_same):
+    network = load(written / "unet")
+    assert_same(network(X, T))
+    assert network.metadata["scheduler"]["_class_name"] == "DDPMScheduler"
+
+
+def test_a_part_alone(written, assert_same, tmp_path):
+    shutil.copytree(written / "unet", tmp_path / "alone")
+    network = load(tmp_path / "alone")
+    assert_same(network(X, T))
+    assert "scheduler" not in network.metadata
+    assert "how the output is read must be given" in " ".join(network.metadata["imported"]["notes"])
+
+
+def test_the_first_pipelines_had_no_folders_within(pipeline, assert_same):
+    for file in (*(pipeline / "unet").iterdir(), *(pipeline / "scheduler").iterdir()):
+        file.rename(pipeline / file.name)
+    for folder in ("unet", "scheduler"):
+        (pipeline / folder).rmdir()
+    network = load(pipeline)
+    assert_same(network(X, T))
+    assert "scheduler" in network.metadata
+
+
+def test_older_names_of_attention_in_a_bin_file(pipeline, assert_same):
+    file = pipeline / "unet" / f"{WEIGHTS}.safetensors"
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for name, tensor in load_file(file).items():
+        for new, old in older.items():
+            name = name.replace(f".{new}.", f".{old}.")
+        tensors[name] = tensor
+    file.unlink()
+    torch.save(tensors, file.with_suffix(".bin"))
+    network = load(pipeline)
+    assert_same(network(X, T))
+    assert any("renamed" in note for note in network.metadata["imported"]["notes"])
+    name = next(name for name in tensors if ".query.weight" in name)
+    torch.save({**tensors, name.replace("query", "to_q"): tensors[name].clone()}, file.with_suffix(".bin"))
+    with pytest.raises(ModelFileError, match=r"older and newer names at once: .*query\.weight"):
+        load(pipeline)
+
+
+def test_shards(pipeline, assert_same):
+    place = pipeline / "unet"
+    shutil.rmtree(place)
+    unet().save_pretrained(place, max_shard_size="8KB")
+    index = json.loads((place / f"{WEIGHTS}.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    assert_same(computed(pipeline))
+
+
+def test_the_only_variant(pipeline, assert_same, expected):
+    file = pipeline / "unet" / f"{WEIGHTS}.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file.with_suffix(".fp16.safetensors"))
+    assert_same(computed(pipeline))
+    file.unlink()
+    torch.testing.assert_close(computed(pipeline), expected, rtol=HALF, atol=HALF)
+    shutil.copy(file.with_suffix(".fp16.safetensors"), file.with_suffix(".non_ema.safetensors"))
+    with pytest.raises(ModelFileError, match=r"got variants only: .*fp16.*non_ema"):
+        load(pipeline)
+
+
+def test_converted(pipeline, tmp_path, assert_same):
+    with_autoencoder(pipeline)
+    target = tmp_path / "one.safetensors"
+    result = CliRunner().invoke(main, ["convert", str(pipeline), str(target)])
+    assert result.exit_code == 0, result.output
+    shutil.rmtree(pipeline)
+    network = load(target)
+    assert_same(network(X, T))
+    assert network.metadata["scheduler"]["_class_name"] == "DDPMScheduler"
+    wanted = autoencoder().eval().requires_grad_(False).decode(X / 0.5).sample
+    torch.testing.assert_close(latent_of(network)(X), wanted, rtol=LAYOUT, atol=LAYOUT)
+
+
+# --- autoencoders ----------------------------------------------------------------------------------------------------
+
+
+def test_an_autoencoder(pipeline):
+    assert folders.open_autoencoder(pipeline) is None
+    with_autoencoder(pipeline)
+    with torch.no_grad():
+        wanted = autoencoder().eval().decode(X).sample
+    for place in (pipeline, pipeline / "vae"):
+        vae = folders.open_autoencoder(place, dtype=torch.float64)
+        torch.testing.assert_close(vae.decode(X.double()).sample.float(), wanted, rtol=1e-4, atol=1e-5)
+    assert vae.config.scaling_factor == 0.5 and not any(p.requires_grad for p in vae.parameters())
+    network = load(pipeline)
+    wanted = autoencoder().eval().requires_grad_(False).decode(X / 0.5).sample
+    torch.testing.assert_close(latent_of(network)(X), wanted, rtol=LAYOUT, atol=LAYOUT)
+    with pytest.raises(ModelFileError, match=r"_class_name must be one of UNet2DModel.*got 'AutoencoderKL'"):
+        load(pipeline / "vae")
+    with pytest.raises(ModelFileError, match=r"_class_name must be one of AutoencoderKL.*got 'UNet2DModel'"):
+        folders.open_autoencoder(pipeline / "unet")
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(ModelFileError, match="a folder, and not one of diffusers"):
+        load(tmp_path)
+    with pytest.raises(ModelFileError, match="no such folder"):
+        folders.open_folder(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("unet/config.json", "{", "not a JSON file"),
+        ("unet/config.json", "[1]", "must hold an object, got list"),
+        ("unet/config.json", "[" * 100_000, "not a JSON file"),
+        ("unet/config.json", "\xff\xfe", "not a JSON file|must hold"),
+        ("unet/config.json", '{"_class_name": "Flux"}', "_class_name must be one of .* got 'Flux'"),
+        (
+            "unet/config.json",
+            '{"_class_name": ["UNet2DModel"]}',
+            r"_class_name must be one of .* got \['UNet2DModel'\]",
+        ),
+        ("model_index.json", '{"a": ["transformers", "CLIP"]}', "must have one denoising network, and has none"),
+        ("model_index.json", '{"../x": ["diffusers", "UNet2DModel"]}', "leads out of it"),
+        ("model_index.json", '{"..": ["diffusers", "UNet2DModel"]}', "leads out of it"),
+        (
+            "model_index.json",
+            '{"a": ["d", "UNet2DModel"], "b": ["d", "UNet2DModel"]}',
+            "several: a, b; give the folder",
+        ),
+        ("scheduler/scheduler_config.json", "nothing", "not a JSON file"),
+    ],
+)
+def test_configurations(pipeline, file, content, message):
+    (pipeline / file).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ModelFileError, match=message) as refused:
+        load(pipeline)
+    assert "\n" not in str(refused.value)
+
+
+def test_configurations_that_do_not_fit(pipeline):
+    config = pipeline / "unet" / "config.json"
+    change_json(config, block_out_channels=[16])
+    with pytest.raises(ModelFileError, match="must have shape"):
+        load(pipeline)
+    change_json(config, block_out_channels=[8], num_class_embeds=4)
+    with pytest.raises(ModelFileError, match=r"missing network\.class_embedding"):
+        load(pipeline)
+    change_json(config, num_class_embeds=None, unheard_of=1)
+    with pytest.raises(ModelFileError, match="takes no argument unheard_of"):
+        load(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("placed", "message"),
+    [
+        ("../../outside.safetensors", "leads out of it"),
+        ("/etc/passwd", "leads out of it"),
+        ("..\\outside.safetensors", "leads out of it"),
+        ("other.pkl", r"is not a \.safetensors or \.bin file"),
+        ("other.safetensors", "there is no file other.safetensors"),
+        (7, "weight_map must say the file of every tensor"),
+    ],
+)
+def test_shards_elsewhere(pipeline, placed, message):
+    file = pipeline / "unet" / f"{WEIGHTS}.safetensors"
+    index = {"weight_map": dict.fromkeys(load_file(file), placed)}
+    shutil.copy(file, pipeline.parent / "outside.safetensors")
+    file.unlink()
+    file.with_suffix(".safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelFileError, match=message):
+        load(pipeline)
+
+
+def test_shards_that_hold_something_else(pipeline):
+    file = pipeline / "unet" / f"{WEIGHTS}.safetensors"
+    tensors = load_file(file)
+    first = sorted(tensors)[0]
+    file.rename(file.with_name("a.safetensors"))
+    weight_map = {name: "a.safetensors" for name in tensors if name != first}
+    file.with_suffix(".safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ModelFileError, match=f"does not hold what .* says: {first}"):
+        load(pipeline)
+
+
+def test_weights_that_are_missing_or_not_finite(pipeline, tmp_path):
+    file = pipeline / "unet" / f"{WEIGHTS}.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.weight"][0] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(ModelFileError, match=r"network.conv_in.weight.* NaN or infinite"):
+        convert(pipeline, tmp_path / "out.safetensors")
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ModelFileError):
+        load(pipeline)
+    file.unlink()
+    with pytest.raises(ModelFileError, match=r"there is no diffusion_pytorch_model\.safetensors or \.bin"):
+        load(pipeline)
+    assert not list(tmp_path.glob("out.*"))
+
+
+# --- names on the hub ------------------------------------------------------------------------------------------------
+
+
+class Hub:
+    """huggingface_hub, with one repository that is a folder here; remembers what it was asked for."""
+
+    COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+    def __init__(self, source: Path, cache: Path):
+        self.source, self.cache, self.asked = source, cache / "snapshots" / self.COMMIT, []
+
+    def snapshot_download(self, repo, revision=None, allow_patterns=()):
+        from fnmatch import fnmatch
+
+        self.asked.append((repo, revision))
+        self.cache.mkdir(parents=True, exist_ok=True)
+        for file in self.source.rglob("*"):
+            name = file.relative_to(self.source).as_posix()
+            if file.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (self.cache / name).parent.mkdir(exist_ok=True)
+                shutil.copy(file, self.cache / name)
+        return str(self.cache)
+
+    def hf_hub_download(self, repo, file, revision=None):
+        self.asked.append((repo, revision))
+        return str(self.source / file)
+
+
+@pytest.fixture
+def hub(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = Hub(pipeline, tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "is_id"),
+    [
+        ("google/ddpm-cifar10-32", True),
+        ("owner/name@v1.0", True),
+        ("hf:owner/name", True),
+        ("hf:owner/name/folder/file.pt@main", True),
+        ("owner/name/file.pt", False),
+        ("owner/net.pkl", False),
+        ("digits", False),
+        ("/owner/name", False),
+        ("../owner", False),
+        ("here/name", False),
+    ],
+)
+def test_which_names_are_of_the_hub(name, is_id, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert folders.is_id(name) == is_id
+    assert not folders.is_id(Path(name))
+
+
+@pytest.mark.parametrize("name", ["owner/name", "hf:owner/name@v1"])
+def test_a_repository(hub, assert_same, name):
+    (hub.source / "unet" / f"{WEIGHTS}.bin").write_bytes(b"not needed")
+    (hub.source / "big.ckpt").write_bytes(b"not needed")
+    with_autoencoder(hub.source)
+    network = load(name)
+    assert_same(network(X, T))
+    assert network.vae is not None
+    first, *others = hub.asked
+    assert first == ("owner/name", "v1" if "@" in name else None)
+    assert set(others) == {("owner/name", Hub.COMMIT)}  # the same revision for all files
+    assert not list(hub.cache.rglob("*.bin")) and not list(hub.cache.rglob("*.ckpt"))
+
+
+def test_a_repository_with_bin_files(hub, assert_same):
+    file = hub.source / "unet" / f"{WEIGHTS}.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    assert_same(computed("owner/name"))
+
+
+def test_one_file_of_a_repository(hub, written):
+    path = folders.fetch(f"hf:owner/name/unet/{WEIGHTS}.safetensors@v2")
+    assert path.read_bytes() == (written / "unet" / f"{WEIGHTS}.safetensors").read_bytes()
+    assert hub.asked == [("owner/name", "v2")]
+
+
+def test_a_repository_of_something_else(hub):
+    for file in hub.source.rglob("*.json"):
+        file.unlink()
+    with pytest.raises(ModelFileError, match="owner/name: not a repository of diffusers; name one of its files"):
+        load("owner/name")
+
+
+@pytest.mark.parametrize("name", ["hf:name", "hf:", "hf:a/b/../c.pt", "hf:a/b@", "hf:../b"])
+def test_names_that_are_none(hub, name):
+    with pytest.raises(ModelFileError, match="must be owner/name, or hf:owner/name/file"):
+        load(name)
+    assert not hub.asked
+
+
+def test_offline_is_one_clear_line(monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise OSError("Cannot reach the host\nand much more. With a second sentence.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=fail, hf_hub_download=fail))
+    result = CliRunner().invoke(main, ["convert", "owner/name", "out.safetensors"])
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert (
+        "owner/name: no such file, and not to be had from the Hugging Face hub (OSError: Cannot reach" in result.output
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_really_offline(monkeypatch, tmp_path):
+    """With huggingface_hub itself."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelFileError, match="owner/name: no such file, and not to be had") as refused:
+        load("owner/name")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+def test_without_huggingface_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModuleNotFoundError, match=r"owner/name: .*pip install huggingface_hub"):
+        load("owner/name")
