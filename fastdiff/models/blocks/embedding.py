@@ -107,7 +107,9 @@ class FourierFeatures(nn.Module):
         if order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
         self.name, self.order, self.factor_first = name, order, factor_first
-        numbers = torch.randn(channels // 2) * scale
+        numbers = torch.empty(channels // 2)
+        if not numbers.is_meta:  # drawing without values would import torch._dynamo
+            numbers.normal_(0.0, scale)
         if frozen:
             self.register_parameter(name, nn.Parameter(numbers, requires_grad=False))
         else:

@@ -18,7 +18,7 @@ def variance_scaling_(
     """Fills with independent numbers of mean 0 and variance scale / fan (He et al. 2015; Ho et al. 2020 with fan_avg).
 
     Args:
-        weight: [out, in, ...] of a linear layer or a convolution.
+        weight: [out, in, ...] of a linear layer or a convolution; on the device "meta" it stays as it is.
         scale: not negative; 0 is zeros.
         mode: "fan_in" or "fan_avg" (the mean of inputs and outputs); distribution: "uniform" or "normal".
 
@@ -31,6 +31,8 @@ def variance_scaling_(
         raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
     if not 0.0 <= scale < math.inf:
         raise ValueError(f"scale must be finite and not negative, got {scale}")
+    if weight.is_meta:
+        return weight
     if scale == 0:
         return nn.init.zeros_(weight)
     inputs, outputs = (side * math.prod(weight.shape[2:]) for side in (weight.shape[1], weight.shape[0]))

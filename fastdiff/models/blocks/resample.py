@@ -30,7 +30,11 @@ def taps(
     total = sum(numbers)
     if not numbers or not math.isfinite(total) or total == 0:
         raise ValueError(f"filter must be a list of numbers whose sum is not 0, got {list(filter)}")
-    row = torch.cat([torch.full((1,), number / total, device=device, dtype=dtype) for number in numbers])
+    row = torch.empty(len(numbers), device=device, dtype=dtype)
+    if row.is_meta:  # arithmetic without values would import torch._dynamo
+        return row.new_empty(1, 1, len(numbers), len(numbers))
+    for place, number in enumerate(numbers):
+        row[place].fill_(number / total)
     return torch.outer(row, row)[None, None]
 
 

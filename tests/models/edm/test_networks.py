@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,14 @@ def test_published_sizes(name: str):
     architecture, config, parameters = PUBLISHED[name]
     model = build(architecture, config)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_building_on_meta_is_light():
+    """Operations that PyTorch does on the device "meta" in Python import its compiler, which takes seconds."""
+    text = "import sys; from tests.models.edm.configurations import *; from fastdiff.models.network import build\n"
+    text += "import fastdiff.models\nfor architecture, config in SMALL.values(): build(architecture, config)\n"
+    text += "sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", text], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -214,7 +224,7 @@ def test_adm_is_guided_diffusions_network():
     [
         ({"img_resolution": 9}, "img_resolution must be a multiple of 2, got 9"),
         ({"model_channels": 0}, "model_channels must be an integer of at least 1, got 0"),
-        ({"num_blocks": 0}, "num_blocks must be an integer of at least 1, got 0"),
+        ({"num_blocks": -1}, "num_blocks must be an integer of at least 0, got -1"),
         ({"channel_mult": []}, "channel_mult must have an entry for each level"),
         ({"channel_mult": [1, 0.5]}, "channel_mult must be a list of positive integers"),
         ({"attn_resolutions": "16"}, "attn_resolutions must be a list of positive integers"),
