@@ -39,7 +39,8 @@ class AttentionPool(nn.Module):
     def __init__(self, tokens: int, channels: int, heads: int, fan_out: int) -> None:
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(channels, tokens + 1) / channels**0.5)
+        self.positional_embedding = nn.Parameter(torch.empty(channels, tokens + 1))
+        nn.init.uniform_(self.positional_embedding, -((3 / channels) ** 0.5), (3 / channels) ** 0.5)
         self.qkv_proj = Projection(channels, 3 * channels)
         self.c_proj = Projection(channels, fan_out)
 

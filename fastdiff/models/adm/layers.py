@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ __all__ = [
     "Stage",
     "check_arguments",
     "check_image",
+    "class_embedding",
     "embedded",
     "norm",
     "time_embedding",
@@ -221,6 +223,11 @@ class Blocks:
 def time_embedding(channels: int) -> nn.Sequential:
     """From `channels` sinusoids to the embedding, four times as wide."""
     return nn.Sequential(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
+
+
+def class_embedding(classes: int, width: int) -> nn.Embedding:
+    """Rows of standard normal numbers, as PyTorch's own, whose way to them imports torch._dynamo for a meta tensor."""
+    return nn.Embedding(classes, width, _weight=torch.randn(classes, width))
 
 
 def widths(model_channels: int, channel_mult: Sequence[float]) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..blocks.init import zero_
 from ..blocks.labels import class_index
 from ..network import Network, architecture
-from .layers import Blocks, Stage, check_arguments, check_image, embedded, norm, time_embedding, widths
+from .layers import Blocks, Stage, check_arguments, check_image, class_embedding, embedded, norm, time_embedding, widths
 
 __all__ = ["SuperResModel", "UNetModel"]
 
@@ -94,7 +94,7 @@ class UNetModel(Network):
         self.label_dim = num_classes or 0
         self.model_channels = model_channels
         self.time_embed = time_embedding(model_channels)
-        self.label_emb = None if num_classes is None else nn.Embedding(num_classes, 4 * model_channels)
+        self.label_emb = None if num_classes is None else class_embedding(num_classes, 4 * model_channels)
 
         blocks = Blocks(
             4 * model_channels, dropout, use_scale_shift_norm, resblock_updown, conv_resample,
