@@ -127,15 +127,19 @@ def test_graphs_are_those_of_the_latents(graphs):
     assert (stats.captures, stats.hits, stats.fallbacks) == (1, 2, 0)
 
 
-def test_copies_and_replacements_decode():
+def test_copies_replacements_and_tuned_samplers_decode_once(monkeypatch):
+    calls = []
     latent = Latent(Autoencoder(scaling_factor=0.5))
     decoding = sampler(decode=latent, decode_batch=2)
     expected = decoding(3, seeds=1)
     for other in (copy.deepcopy(decoding), pickle.loads(pickle.dumps(decoding)), decoding.replace(graph="off")):
         assert torch.equal(other(3, seeds=1), expected)
     assert torch.equal(decoding.replace(decode=None, decode_batch=None)(3, seeds=1), sampler()(3, seeds=1))
-    decoding.tune(3, seconds=0.01, seeds=1)
-    torch.testing.assert_close(decoding(3, seeds=1), expected)
+    monkeypatch.setattr("fastdiff.sampler.tune", lambda of, *rest: (None, of.replace(graph="off")))  # no compiler
+    counted = sampler(decode=lambda z: calls.append(len(z)) or latent(z))
+    counted.tune(3)
+    assert torch.equal(counted(3, seeds=1), expected)
+    assert calls == [3]
 
 
 Z = torch.linspace(-2, 2, 2 * 4 * 2 * 2).reshape(2, 4, 2, 2)
