@@ -86,7 +86,12 @@ def _open_file(file: Path, weights: str) -> Checkpoint:
             stored, notes = score_sde.unpacked(record.content, weights)
         except ValueError as error:
             raise ModelFileError(f"{source}: {error}") from None
-        return Checkpoint(source, "score-sde", record.load(stored), notes=notes)
+        tensors = record.load(stored)
+        config, reading = score_sde.shown(tensors)
+        if reading:
+            process = reading["process"].get("sde", reading["process"]["name"])
+            notes.append(f"a published {process} network, unless a configuration says otherwise")
+        return Checkpoint(source, "score-sde", tensors, None, config, reading, notes)
     stored, notes = _state_dict(record.content, source)
     return Checkpoint(source, record.format, record.load(stored), notes=notes)
 

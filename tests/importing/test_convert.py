@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -56,9 +57,11 @@ def test_the_tensors_show_what_the_configuration_says(fixture: Fixture):
     network = fastdiff.load(fixture.path, **known(fixture))
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     architecture = {"architecture": type(network).__name__}
-    found = infer(shapes, architecture)
-    hidden = {n: network.config[n] for n in (*found.missing, *found.assumed) if n in network.config}
-    found = infer(shapes, {**hidden, **architecture})
+    hidden: dict[str, Any] = {}
+    for _ in range(3):  # what is asked for may depend on what was given
+        found = infer(shapes, {**hidden, **architecture})
+        asked = [name for each in (*found.missing, *found.assumed) for name in each.split(" or ")]
+        hidden |= {name: network.config[name] for name in asked if name in network.config}
     assert not found.missing and found.architecture == type(network).__name__
     again = build(found.architecture, {n: v for n, v in found.config.items() if n != "architecture"}, "cpu")
     again.load_state_dict(network.state_dict())
@@ -99,8 +102,6 @@ def test_refusals_write_nothing(source, tmp_path):
     refused("kwargs.json, which is not a description of a model file", source, tmp_path / "kwargs.safetensors")
     (tmp_path / "list.json").write_text("[]")
     refused("list.json, which is not a description of a model file", source, tmp_path / "list.pt")
-    network = MLP(width=4, depth=1, embedding=4)
-    network.linear_in = None
     torch.save({"x": torch.full((2,), torch.nan)}, tmp_path / "in/nan.pt")
     refused("missing", tmp_path / "in/nan.pt", target, error=ModelFileError, config={"cls": "MLP", "kwargs": {}})
 

@@ -85,18 +85,18 @@ def _read(tensors: _Tensors, resolution: int, found: Inferred) -> None:
         note("embedding_type", "fourier" if fourier else "positional", f"{'' if fourier else 'no '}map_noise.freqs")
 
     levels = [resolution]
-    while levels[-1] % 2 == 0 and tensors.has(rf"enc\.{levels[-1] // 2}x\d+_block0\..*"):
+    while levels[-1] % 2 == 0 and tensors.has(rf"dec\.{levels[-1] // 2}x\d+_block0\..*"):
         levels.append(levels[-1] // 2)
-    widths = [f"enc.{size}x{size}_block0.conv1.weight" for size in levels]
+    widths = [f"dec.{size}x{size}_block0.conv1.weight" for size in levels]  # there also where num_blocks is 0
     note(
-        "channel_mult", [_times(tensors.size(name, 0, 4), width, name) for name in widths], "enc.*_block0.conv1.weight"
+        "channel_mult", [_times(tensors.size(name, 0, 4), width, name) for name in widths], "dec.*_block0.conv1.weight"
     )
     blocks = 0
     while f"enc.{resolution}x{resolution}_block{blocks}.conv0.weight" in tensors.shapes:
         blocks += 1
     note("num_blocks", blocks, f"enc.{resolution}x{resolution}_block*")
-    attention = [size for size in levels if f"enc.{size}x{size}_block0.qkv.weight" in tensors.shapes]
-    note("attn_resolutions", attention, "enc.*_block0.qkv.weight")
+    attention = [size for size in levels if f"dec.{size}x{size}_block{blocks}.qkv.weight" in tensors.shapes]
+    note("attn_resolutions", attention, f"dec.*_block{blocks}.qkv.weight")
     assume("dropout", 0.1, "of use in training only")
     if song:
         _read_ways(tensors, levels, note, assume, found)

@@ -51,7 +51,7 @@ class EDMNetwork(Network):
         for key, value, least in (
             ("img_resolution", img_resolution, 1), ("in_channels", in_channels, 1), ("out_channels", out_channels, 1),
             ("label_dim", label_dim, 0), ("augment_dim", augment_dim, 0), ("model_channels", model_channels, 1),
-            ("channel_mult_emb", channel_mult_emb, 1), ("num_blocks", num_blocks, 1),
+            ("channel_mult_emb", channel_mult_emb, 1), ("num_blocks", num_blocks, 0),
         ):  # fmt: skip
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}: {key} must be an integer of at least {least}, got {value!r}")
