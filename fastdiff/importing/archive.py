@@ -16,7 +16,7 @@ from .pickles import Unreadable
 
 __all__ = ["Member", "members"]
 
-MOST_MEMBERS = 100_000
+MOST_MEMBERS = 20_000
 LONGEST_NAME = 512
 _END = struct.Struct("<4s4H2LH")  # end of the central directory
 _END64_PLACE = struct.Struct("<4sLQL")

@@ -7,11 +7,12 @@ plain values whose tensors are not read yet. Nothing of a file is run, see `pick
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,26 +20,14 @@ from torch import Tensor
 
 from ..models.io import ModelFileError
 from .pickled import MAGIC, read_edm, read_legacy, read_zip
-from .pickles import Unreadable
+from .pickles import Unreadable, check_key
+from .tensors import Storage, TensorRef, rebuild_tensor
 
 __all__ = ["Record", "Stored", "open_record", "sniff"]
 
 LONGEST_HEADER = 1 << 24
 RELEASE = 1 << 26  # bytes
-
-
-class Stored(Protocol):
-    """A tensor that has been described but not yet read: `TensorRef`, or one of a safetensors file."""
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def shape(self) -> torch.Size: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def key(self) -> Any: ...
-    def load(self) -> Tensor: ...
+Stored = TensorRef  # a tensor that has been described but not yet read
 
 
 @dataclass
@@ -48,18 +37,19 @@ class Record:
     Attributes:
         path: the file.
         format: "edm-pickle", "torch", "torch-legacy" or "safetensors".
-        content: dicts, lists, tuples, sets, texts, numbers, memoryviews (byte strings), `Stored` tensors, and
+        content: dicts, lists, tuples, sets, texts, numbers, memoryviews (byte strings), `TensorRef` tensors, and
             `Instance` records of modules (EDM).
         metadata: the texts of a safetensors header.
+        map: the file in memory.
     """
 
     path: Path
     format: str
     content: Any
     metadata: dict[str, str] = field(default_factory=dict)
-    _map: mmap.mmap | None = field(default=None, repr=False)
+    map: mmap.mmap | None = field(default=None, repr=False)
 
-    def load(self, tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
+    def load(self, tensors: Mapping[str, TensorRef]) -> dict[str, Tensor]:
         """Reads tensors, each into memory of its own; those that are the same numbers become one tensor.
 
         Raises:
@@ -80,8 +70,8 @@ class Record:
                 loaded[tensor.key] = tensor.load()
             except Unreadable as error:
                 raise ModelFileError(f"{self.path}: tensor {name!r}: {error}") from None
-            if since > RELEASE and self._map is not None and hasattr(self._map, "madvise"):
-                self._map.madvise(mmap.MADV_DONTNEED)  # what has been copied need not stay in memory
+            if since > RELEASE and self.map is not None and hasattr(self.map, "madvise"):
+                self.map.madvise(mmap.MADV_DONTNEED)  # what has been copied need not stay in memory
                 since = 0
         return {name: loaded[tensor.key] for name, tensor in tensors.items()}
 
@@ -103,8 +93,10 @@ def open_record(path: str | Path) -> Record:
         data = memoryview(mapped)
         form = sniff(data)
         if form == "safetensors":
-            return _safetensors(file, data)
-        return Record(file, form, _READERS[form](data), _map=mapped)
+            content, metadata = _safetensors(file, data)
+        else:
+            content, metadata = _READERS[form](data), {}
+        return Record(file, form, content, metadata, mapped)
     except (Unreadable, OSError) as error:
         raise ModelFileError(f"{file}: {error}") from None
 
@@ -136,30 +128,6 @@ _READERS = {"edm-pickle": read_edm, "torch": read_zip, "torch-legacy": read_lega
 # --- safetensors
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """A tensor of a safetensors file."""
-
-    handle: Any
-    name: str
-    dtype: torch.dtype
-    shape: torch.Size
-
-    @property
-    def nbytes(self) -> int:
-        return self.shape.numel() * self.dtype.itemsize
-
-    @property
-    def key(self) -> str:
-        return self.name
-
-    def load(self) -> Tensor:
-        try:
-            return self.handle.get_tensor(self.name)
-        except (SafetensorError, RuntimeError, ValueError) as error:
-            raise Unreadable(str(error)) from None
-
-
 _SAFETENSORS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -174,22 +142,29 @@ _SAFETENSORS = {
 }
 
 
-def _safetensors(file: Path, data: memoryview) -> Record:
+def _safetensors(file: Path, data: memoryview) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """The safetensors package checks the header; the tensors are read as those of all other formats."""
     length = int.from_bytes(data[:8], "little")
     if length > min(LONGEST_HEADER, len(data) - 8):
         raise Unreadable(
             f"a safetensors header of {length} bytes; the file has {len(data)}, and {LONGEST_HEADER} are the most"
         )
-    content: dict[str, Stored] = {}
     try:
-        handle = safe_open(file, framework="pt").__enter__()
-        for name in handle.keys():
-            part = handle.get_slice(name)
-            if part.get_dtype() not in _SAFETENSORS:
-                raise Unreadable(
-                    f"tensor {name[:100]!r} is of type {part.get_dtype()}; known are {', '.join(_SAFETENSORS)}"
-                )
-            content[name] = _Slice(handle, name, _SAFETENSORS[part.get_dtype()], torch.Size(part.get_shape()))
-    except (SafetensorError, RuntimeError, ValueError, json.JSONDecodeError) as error:
-        raise Unreadable(f"not a readable safetensors file ({error})") from None
-    return Record(file, "safetensors", content, dict(handle.metadata() or {}))
+        with safe_open(file, framework="np"):
+            header = json.loads(bytes(data[8 : 8 + length]))
+    except (SafetensorError, ValueError, RecursionError) as error:
+        told = "".join(letter if letter.isprintable() else "?" for letter in str(error)[:300])
+        raise Unreadable(f"not a readable safetensors file ({told})") from None
+    metadata = header.pop("__metadata__", None) or {}
+    return {check_key(name): _described(name, entry, data[8 + length :]) for name, entry in header.items()}, metadata
+
+
+def _described(name: str, entry: Mapping[str, Any], data: memoryview) -> TensorRef:
+    dtype = _SAFETENSORS.get(entry["dtype"])
+    if dtype is None:
+        raise Unreadable(f"tensor {name!r} is of type {entry['dtype']}; known are {', '.join(_SAFETENSORS)}")
+    shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
+    stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    storage = Storage(dtype, math.prod(shape))
+    storage.bind(data[first:last])
+    return rebuild_tensor((storage, 0, shape, stride, False, None))

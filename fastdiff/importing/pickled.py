@@ -191,7 +191,7 @@ def read_zip(data: memoryview) -> Any:
     if any(name.startswith((f"{folder}code/", f"{folder}constants.pkl")) for name in members):
         raise Unreadable("a TorchScript archive: it holds code and is refused")
     order = members.get(f"{folder}byteorder")
-    if order is not None and bytes(order.data()) != b"little":
+    if order is not None and order.raw != b"little":
         raise Unreadable("a file of torch.save must be little-endian")
 
     def find(key: str, storage: Storage) -> None:

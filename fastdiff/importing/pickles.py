@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["Global", "Instance", "Unreadable", "check_key", "read"]
 
-MOST_STEPS = 1_000_000  # instructions of one file; EDM's ImageNet-64 network takes about a tenth
+MOST_STEPS = 500_000  # instructions of one file; EDM's pickles take about 140 for every tensor
+COSTLY = 4  # of names and calls, in other instructions
 LONGEST_TEXT = 1 << 24
 LONGEST_NUMBER = 32
 LONGEST_KEY = 1024
@@ -242,6 +243,7 @@ class _Machine:
     # --- names and calls, of the table only
 
     def name(self, module: Any, name: Any) -> None:
+        self.spend(COSTLY)
         full = f"{module}.{name}" if type(module) is str and type(name) is str else "?"
         if full not in self.table:
             raise Unreadable(f"the file asks for {full[:100]!r}, code and no data: nothing of it was run")
@@ -258,7 +260,7 @@ class _Machine:
         arguments, callee = self.stack.pop(), self.stack.pop()
         if type(callee) is not Global or callee.make is None or type(arguments) is not tuple:
             raise Unreadable(f"the pickle calls what cannot be called, at byte {self.at}")
-        self.spend(sum(len(argument) for argument in arguments if type(argument) in (list, tuple)))  # these are copied
+        self.spend(COSTLY + sum(len(each) for each in arguments if type(each) in (list, tuple)))  # these are copied
         self.stack.append(callee.make(arguments))
 
     def build(self) -> None:

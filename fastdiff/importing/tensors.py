@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,19 @@ STORAGES: dict[str, torch.dtype] = {
     "torch.CharStorage": torch.int8,
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
+}
+
+
+class _Integers(NamedTuple):
+    torch: torch.dtype
+    name: str
+
+
+_INTEGERS = {
+    1: _Integers(torch.uint8, "u1"),
+    2: _Integers(torch.int16, "<i2"),
+    4: _Integers(torch.int32, "<i4"),
+    8: _Integers(torch.int64, "<i8"),
 }
 MOST_AXES = 8
 MOST_NUMBERS = 1 << 40
@@ -87,17 +100,15 @@ class TensorRef:
         """
         if self.storage.data is None:
             raise Unreadable("a tensor's storage is not in the file")
+        numbers = torch.empty(self.shape, dtype=self.dtype)
+        if not numbers.numel():
+            return numbers
         size = self.dtype.itemsize
-        count = 1 + _reach(self.shape, self.stride) if self.shape.numel() else 0
-        data = self.storage.data[self.offset * size : (self.offset + count) * size]
-        if self.dtype is torch.bool:
-            numbers = torch.from_numpy(np.frombuffer(data, np.uint8) != 0)
-        else:
-            numbers = torch.empty(count, dtype=self.dtype)
-            numbers.view(torch.uint8).numpy()[:] = np.frombuffer(data, np.uint8)
-        if not count:
-            return numbers.reshape(self.shape)
-        return numbers.as_strided(self.shape, self.stride).contiguous()
+        integers = _INTEGERS[size]  # moved as integers of the same size: every bit stays
+        raw = np.frombuffer(self.storage.data, integers.name, offset=self.offset * size)
+        view = np.lib.stride_tricks.as_strided(raw, self.shape, [step * size for step in self.stride], writeable=False)
+        numbers.view(integers.torch).numpy()[...] = view if self.dtype != torch.bool else view != 0
+        return numbers
 
 
 def rebuild_tensor(arguments: tuple[Any, ...]) -> TensorRef:

@@ -147,8 +147,9 @@ def _work(seeds: range, bases: Any, seconds: float, memory: int, out: int) -> No
         file = Path(folder) / "checkpoint"
         for data, config in bases.values():  # what is imported late is imported now
             file.write_bytes(data)
-            with contextlib.suppress(ModelFileError):
-                load(file, config=config)
+            for told in (config, None):
+                with contextlib.suppress(ModelFileError):
+                    load(file, config=told)
         for seed in seeds:
             name, done, data = mutated(seed, bytes_of)
             file.write_bytes(data)
