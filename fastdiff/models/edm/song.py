@@ -166,7 +166,7 @@ class SongUNet(EDMNetwork):
         e = self.map_noise(self.checked(x, time)).to(x.dtype)
         rows = self.rows(labels, x)
         if self.map_label is not None and rows is not None:
-            e = e + self.map_label(rows * self.label_scale())
+            e = e + self.map_label(rows * math.sqrt(self.label_dim))
         augmented = self.augmentation(self.map_augment, augment_labels, x)
         e = e if augmented is None else e + augmented
         emb = F.silu(self.map_layer1(F.silu(self.map_layer0(e))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,7 +122,3 @@ class EDMNetwork(Network):
             raise ValueError(f"{name}: augment_labels must be {wanted}, got {augment_labels.dtype} {list(shape)}")
         embedding: Tensor = layer(augment_labels.to(x.dtype))
         return embedding
-
-    def label_scale(self) -> float:
-        """sqrt(label_dim): the norm of a one-hot row is then that of a row of ones."""
-        return math.sqrt(self.label_dim)
