@@ -216,6 +216,19 @@ def test_samples(sde, switches, tmp_path):
         torch.testing.assert_close(got[compiled].double(), x, rtol=LAYOUT, atol=LAYOUT * scale)
 
 
+def test_a_chain_s_steps_are_the_network_s_levels(tmp_path):
+    config = sections(continuous=False, **POSITIONAL | {"scale_by_sigma": True})
+    net = network(config)
+    torch.save(checkpoint(net, net), tmp_path / "checkpoint.pth")
+    loaded = fastdiff.load(tmp_path / "checkpoint.pth", config=config)
+    process = reading_of(loaded).process
+    assert process.integer_time
+    for t in (1.0, 0.5, 1e-5):
+        level = process.level(t)
+        assert level.sigma == pytest.approx(float(net.sigmas[int(level.time)]), rel=1e-12)
+    assert fastdiff.sampler_of(loaded, steps=3)(2, seeds=0).isfinite().all()
+
+
 SWITCHES: dict[str, dict[str, Any]] = {
     "NCSN++": {},
     "DDPM++": POSITIONAL | {"centered": True},

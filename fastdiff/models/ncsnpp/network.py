@@ -40,6 +40,7 @@ CHOICES = {
     "progressive_combine": ("sum", "cat"),
     "nonlinearity": tuple(ACTIVATIONS),
 }
+MOST_SCALES = 1 << 20  # its buffer is filled wherever the network is built
 SWITCHES = ("centered", "conditional", "fir", "skip_rescale", "scale_by_sigma", "resamp_with_conv")
 
 
@@ -312,6 +313,8 @@ def _check(given: dict[str, Any]) -> None:
     for name, least in {"image_size": 1, "nf": 1, "num_res_blocks": 0, "num_channels": 1, "num_scales": 1}.items():
         if isinstance(given[name], bool) or not isinstance(given[name], int) or given[name] < least:
             raise ValueError(f"NCSNpp: {name} must be an integer of at least {least}, got {given[name]!r}")
+    if given["num_scales"] > MOST_SCALES:
+        raise ValueError(f"NCSNpp: num_scales must be at most {MOST_SCALES}, got {given['num_scales']}")
     mults = given["ch_mult"]
     for name, values in (("ch_mult", mults), ("attn_resolutions", given["attn_resolutions"])):
         if isinstance(values, str) or not all(isinstance(each, int) and each >= 1 for each in values):

@@ -177,6 +177,7 @@ def test_bad_input_is_refused(arguments, wanted):
         ({"num_res_blocks": -1}, "num_res_blocks must be"),
         ({"num_channels": True}, "num_channels must be"),
         ({"num_scales": 0}, "num_scales must be"),
+        ({"num_scales": 1 << 21}, "num_scales must be at most"),
         ({"ch_mult": []}, "ch_mult must have an entry"),
         ({"ch_mult": [1, 0]}, "ch_mult must be a list of positive integers"),
         ({"attn_resolutions": "16"}, "attn_resolutions must be a list"),
