@@ -9,6 +9,7 @@ from . import (
     checkpoint_dg,
     checkpoint_edm,
     checkpoint_hf,
+    checkpoint_invalid,
     checkpoint_layers,
     checkpoint_ssde,
     ddim_family,
@@ -48,6 +49,7 @@ TABLE_RUNNERS: dict[tuple[str, str], Callable[[Case], None]] = {
     ("checkpoints", "dg"): checkpoint_dg.check,
     ("checkpoints", "edm"): checkpoint_edm.check,
     ("checkpoints", "edm-layer"): checkpoint_layers.check,
+    ("checkpoints", "invalid"): checkpoint_invalid.check,
     ("checkpoints", "score-sde"): checkpoint_ssde.check,
 }
 # Families that run the library, by each of its routes: runner(case, route).
