@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,8 @@ class Fixture(NamedTuple):
     entry: dict[str, Any]
 
 
-def fixtures() -> list[Any]:
-    """One pytest parameter for each file of the recordings that must load."""
+def fixtures(which: Callable[[Fixture], Any] = lambda fixture: True) -> list[Any]:
+    """One pytest parameter for each file of the recordings that must load, of those of which a function is true."""
     index = FOLDER / "index.json"
     if not index.is_file():
         return [pytest.param(None, marks=pytest.mark.skip(reason=f"no {index}"))]
@@ -50,7 +51,7 @@ def fixtures() -> list[Any]:
             if role == "expected" or path.suffix == ".json" or verdicts.get(role, "accept") != "accept":
                 continue
             found.append(Fixture(path, known, entry["files"][role]["format"] == "edm-pickle", entry))
-    return [pytest.param(each, id=f"{each.path.parent.name}/{each.path.name}") for each in found]
+    return [pytest.param(each, id=f"{each.path.parent.name}/{each.path.name}") for each in found if which(each)]
 
 
 def probe(network: Any) -> torch.Tensor:

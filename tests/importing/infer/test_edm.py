@@ -68,6 +68,15 @@ def test_one_level_shows_no_ways():
     assert {"encoder_type", "decoder_type", "resample_filter"} <= found.assumed.keys()
 
 
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+def test_no_blocks_in_the_encoder(name):
+    architecture, config = SMALL[name]
+    tensors = shapes(architecture, {**config, "num_blocks": 0})
+    found = infer(tensors)
+    assert found.config["num_blocks"] == 0 and found.config["channel_mult"] == list(config["channel_mult"])
+    assert shapes(architecture, {**found.config}) == tensors
+
+
 def test_tensors_of_others_and_broken_ones():
     architecture, config = SMALL["ddpmpp"]
     tensors = shapes(architecture, config)
@@ -76,7 +85,7 @@ def test_tensors_of_others_and_broken_ones():
     for name, shape, message in (
         ("enc.8x8_conv.weight", (8, 3, 3), r"must have 4 axes of at least 1, got shape \[8, 3, 3\]"),
         ("map_layer0.weight", (33, 8), "33 must be a multiple of model_channels = 8"),
-        ("enc.4x4_block0.conv1.weight", None, "'enc.4x4_block0.conv1.weight' must have 4 axes of at least 1, got none"),
+        ("dec.4x4_block0.conv1.weight", None, "'dec.4x4_block0.conv1.weight' must have 4 axes of at least 1, got none"),
         ("map_label.weight", (8, 0), r"got shape \[8, 0\]"),
     ):
         changed = {n: s for n, s in tensors.items() if n != name} | ({} if shape is None else {name: shape})
