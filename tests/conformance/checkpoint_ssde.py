@@ -30,5 +30,5 @@ def check(case: Case) -> None:
     with torch.no_grad():
         score = score_fn(told_of, process.sde, process.continuous)(x, t)
         output = network(x, told[0])
-    std = process.sde.sigma(t).to(x.dtype)
+    std = process.sde.moments(t, process.continuous)[1].to(x.dtype)
     recording.compare({"score": score, "model_out": output, "time_cond": told[0], "std": std})
