@@ -19,11 +19,11 @@ __all__ = ["Conv2d", "FourierEmbedding", "GroupNorm", "PositionalEmbedding", "UN
 
 
 class Conv2d(nn.Module):
-    """Convolution of odd size with zero padding, before it a factor of two up or down.
+    """Convolution with zero padding of kernel // 2, before it a factor of two up or down.
 
     Args:
         in_channels: of the input; out_channels: of the output, the same for kernel 0.
-        kernel: 1, 3, ...; 0 is no convolution, resampling alone.
+        kernel: its height and width; 0 is no convolution, resampling alone.
         up: doubles the resolution; down: halves it; not both.
         resample_filter: see `fastdiff.models.blocks.resample`.
         fused_resample: the filter's own padding and the convolution's are shared, and going down the convolution is
@@ -49,8 +49,8 @@ class Conv2d(nn.Module):
         super().__init__()
         if in_channels < 1 or out_channels < 1:
             raise ValueError(f"channels must be at least 1, got {in_channels} and {out_channels}")
-        if kernel < 0 or (kernel and kernel % 2 == 0):
-            raise ValueError(f"kernel must be 0 or odd, got {kernel}")
+        if kernel < 0:
+            raise ValueError(f"kernel must not be negative, got {kernel}")
         if up and down:
             raise ValueError("up and down must not both be set")
         if not kernel and in_channels != out_channels:
@@ -68,7 +68,7 @@ class Conv2d(nn.Module):
         """[B, in_channels, H, W] -> [B, out_channels, H', W'], of the parameters' dtype."""
         conv = self.kernel // 2
         # Nearest neighbours and means need no filter: their own functions are several times faster.
-        kernel = None if self.filter in ((1.0, 1.0), (0.5, 0.5)) else self.resample_filter
+        kernel = None if len(self.filter) == 2 and len(set(self.filter)) == 1 else self.resample_filter
         if not self.fused or kernel is None:
             x = up2(x, kernel) if self.up else down2(x, kernel) if self.down and not self.fused else x
             x = x if self.weight is None else F.conv2d(x, self.weight, self.bias, padding=conv)
