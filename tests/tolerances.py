@@ -101,3 +101,10 @@ CASCADE_LAW = 1e-3
 
 LATENT_PIPELINE = 1e-5
 """Images in [0, 1] of a latent pipeline of diffusers: float32 networks on states that differ by rounding."""
+
+SAMPLED_NETWORK = 1e-5
+"""Samples of a preconditioned float32 network, by any route, against a float64 loop around D, relative to the largest
+(issue 7)."""
+
+SAMPLED_NETWORK_FLOAT64 = 1e-9
+"""The same in float64."""
