@@ -21,7 +21,8 @@ __all__ = ["READING", "Settled", "given_config", "settle"]
 
 READING = ("prediction", "process", "variance", "sigma_data", "range", "scheduler")  # how the output is read
 _SECTIONS = ("model", "data", "training")  # of score_sde's configurations
-_DG = {"adm_classifier", "discriminator"}
+_PARTS = ("extractor", "head")  # of a DGDiscriminator
+_DG = ("adm_classifier", "discriminator")  # what its kwargs.json calls them
 
 
 @dataclass
@@ -71,8 +72,10 @@ def given_config(config: Mapping[str, Any] | str | Path | None) -> list[Candidat
         raise ValueError(f"config must be a mapping of names to values, got {type(config).__name__}")
     if "precond" in config and isinstance(config["precond"], Mapping):
         config = config["precond"]
-    if _DG <= config.keys():
-        return [_candidate("DGEncoderUNetModel", config[part], part) for part in ("adm_classifier", "discriminator")]
+    if set(_DG) <= config.keys():
+        parts = [_candidate("DGEncoderUNetModel", config[name], name) for name in _DG]
+        whole = {part: each.config for part, each in zip(_PARTS, parts, strict=True)}
+        return [*parts, Candidate("DGDiscriminator", whole)]
     if set(_SECTIONS) <= config.keys():
         from . import score_sde
 
@@ -142,9 +145,14 @@ def _inferred(checkpoint: Checkpoint, architecture: str | None, settled: Settled
             f"{checkpoint.source}: the tensors of this {found.architecture} do not show {', '.join(found.missing)}; "
             "give a value of each, or a configuration, or the name of a published checkpoint like it"
         )
-    origins = {name: "assumed" if name in found.assumed else "inferred" for name in found.config} | settled.origins
-    config = {**{n: v for n, v in found.config.items() if n != "architecture"}, **settled.config}
-    return Settled(found.architecture, config, settled.metadata, origins, {**found.found, **found.assumed})
+    assumed = dict.fromkeys(found.assumed, "assumed")
+    return Settled(
+        found.architecture,
+        {name: value for name, value in found.config.items() if name != "architecture"},
+        settled.metadata,
+        {**dict.fromkeys((*found.config, *found.found), "inferred"), **assumed, **settled.origins},
+        {**found.found, **found.assumed},
+    )
 
 
 def _override(settled: Settled, architecture: str | None, name: str, value: Any) -> None:
@@ -158,7 +166,7 @@ def _override(settled: Settled, architecture: str | None, name: str, value: Any)
         settled.metadata = _laid(settled.metadata, [first, *inner], value)
     else:
         settled.config = _laid(settled.config, [first, *inner], value)
-        settled.origins[first] = "given"
+        settled.origins[name] = "given"
 
 
 def _laid(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
@@ -189,7 +197,10 @@ def _binds(architecture: str, config: Mapping[str, Any]) -> bool:
     """Whether every argument that the constructor must have is there; unknown ones are its own to refuse."""
     parameters = inspect.signature(ARCHITECTURES[architecture]).parameters.values()
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return all(p.name in config for p in parameters if p.kind in plain and p.default is inspect.Parameter.empty)
+    inside = [config[part] for part in _PARTS if architecture == "DGDiscriminator" and part in config]
+    whole = all(_binds("DGEncoderUNetModel", part) for part in inside if isinstance(part, Mapping))
+    needed = [p.name for p in parameters if p.kind in plain and p.default is inspect.Parameter.empty]
+    return whole and all(name in config for name in needed)
 
 
 def _candidate(architecture: Any, arguments: Any, name: str, metadata: Mapping[str, Any] | None = None) -> Candidate:

@@ -64,8 +64,8 @@ def load(
         dtype: of the parameters: weights stored in half become float32, which is exact; None keeps what is stored.
         weights: "ema", or "model" where the file holds both.
         head: of a discriminator in two files: `path` is its extractor.
-        overrides: single values over all others, by name: constructor arguments, "architecture", or how the output is
-            read ("prediction", "process", "variance").
+        overrides: single values over all others, by name: constructor arguments ("head.num_heads" for one inside),
+            "architecture", or how the output is read ("prediction", "process", "variance").
 
     Returns:
         The network in evaluation mode, gradients off.
@@ -126,37 +126,17 @@ def _opened(
     overrides: Mapping[str, Any],
 ) -> tuple[Checkpoint, Settled]:
     checkpoint = open_checkpoint(path, weights=weights)
-    if head is None:
-        return checkpoint, settle(checkpoint, config, like, overrides)
-    return _pair(checkpoint, open_checkpoint(head, weights=weights), config, like, overrides)
+    if head is not None:
+        checkpoint = _pair(checkpoint, open_checkpoint(head, weights=weights))
+    return checkpoint, settle(checkpoint, config, like, overrides)
 
 
-def _pair(
-    extractor: Checkpoint,
-    head: Checkpoint,
-    config: Mapping[str, Any] | str | Path | None,
-    like: str | None,
-    overrides: Mapping[str, Any],
-) -> tuple[Checkpoint, Settled]:
-    """A feature extractor and a discriminator of its features as one network."""
+def _pair(extractor: Checkpoint, head: Checkpoint) -> Checkpoint:
+    """A feature extractor and a discriminator of its features as one network's checkpoint."""
     parts = {"extractor": extractor, "head": head}
-    if unknown := [name for name in overrides if name.partition(".")[0] not in parts]:
-        raise ValueError(f"of two files, values must be named extractor.NAME or head.NAME, got {', '.join(unknown)}")
-    settled = {}
-    for part, checkpoint in parts.items():
-        own = {n.partition(".")[2]: value for n, value in overrides.items() if n.partition(".")[0] == part}
-        own = {"architecture": "DGEncoderUNetModel", **own}
-        settled[part] = settle(checkpoint, config, like if part == "extractor" else None, own)
     tensors = {f"{part}.{name}": t for part, each in parts.items() for name, t in each.tensors.items()}
-    both = Checkpoint(f"{extractor.source} and {head.source}", extractor.format, tensors)
-    both.notes = [f"{part}: {note}" for part, each in parts.items() for note in each.notes]
-    return both, Settled(
-        "DGDiscriminator",
-        {part: each.config for part, each in settled.items()},
-        {},
-        {f"{part}.{name}": origin for part, each in settled.items() for name, origin in each.origins.items()},
-        {f"{part}.{name}": why for part, each in settled.items() for name, why in each.reasons.items()},
-    )
+    notes = [f"{part}: {note}" for part, each in parts.items() for note in (each.source, *each.notes)]
+    return Checkpoint(extractor.source, extractor.format, tensors, "DGDiscriminator", notes=notes)
 
 
 def _network(checkpoint: Checkpoint, settled: Settled, dtype: torch.dtype | None) -> nn.Module:

@@ -120,3 +120,24 @@ def test_an_own_earlier_file_is_replaced(source, tmp_path):
     assert {tensor.dtype for tensor in io.load(second.target).state_dict().values()} == {torch.bfloat16}
     assert second.network.config == io.load(second.target).config
     assert not second.checkpoint.tensors
+
+
+@pytest.mark.parametrize("fixture", fixtures(lambda fixture: fixture.path.name == "discriminator.pt"))
+def test_a_discriminator_of_two_files(fixture: Fixture, tmp_path):
+    extractor = fixture.path.with_name("adm_classifier.pt")
+    converted = convert(extractor, tmp_path / "dg.safetensors", head=fixture.path, config=fixture.known)
+    both = io.load(converted.target)
+    assert type(both).__name__ == "DGDiscriminator"
+    parts = {
+        "extractor": fastdiff.load(extractor, config=fixture.known),
+        "head": fastdiff.load(fixture.path, **known(fixture)),
+    }
+    for part, network in parts.items():
+        held = getattr(both, part).state_dict()
+        assert all(torch.equal(tensor, held[name]) for name, tensor in network.state_dict().items())
+    assert torch.equal(probe(both), probe(converted.network))
+    values = {f"{part}.num_head_channels": network.config["num_head_channels"] for part, network in parts.items()}
+    shown = fastdiff.load(extractor, head=fixture.path, **values)
+    assert torch.equal(probe(shown), probe(both))
+    with pytest.raises(ModelFileError, match=r"do not show extractor\.num_head_channels, head\.num_head_channels"):
+        fastdiff.load(extractor, head=fixture.path)
