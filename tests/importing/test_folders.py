@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+import fastdiff
 from fastdiff.cli import main
 from fastdiff.importing import folders
 from fastdiff.importing.load import convert, load
@@ -192,6 +194,36 @@ def test_an_autoencoder(pipeline):
         load(pipeline / "vae")
     with pytest.raises(ModelFileError, match=r"_class_name must be one of AutoencoderKL.*got 'UNet2DModel'"):
         folders.open_autoencoder(pipeline / "unet")
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sampler_does_as_the_scheduler(pipeline):
+    """DDIM is deterministic: the same steps end at the same images, from the same noise."""
+    with_autoencoder(pipeline)
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    scheduler.save_pretrained(pipeline / "scheduler")
+    network = load(pipeline)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    images, states = fastdiff.sampler_of(network, steps=6)(2, x_init=x, return_trajectory=True)
+    scheduler.set_timesteps(6)
+    with torch.no_grad():
+        for time in scheduler.timesteps:
+            x = scheduler.step(network.network(x, time).sample, time, x).prev_sample
+    assert (states[-1] - x).abs().max() < LAYOUT * x.abs().max()
+    wanted = network.vae.decode(states[-1] / 0.5).sample
+    torch.testing.assert_close(images, wanted, rtol=LAYOUT, atol=LAYOUT)
+
+
+def test_the_command_samples_a_latent_folder(pipeline, tmp_path):
+    with_autoencoder(pipeline)
+    network = ["--network", str(pipeline), "--device", "cpu", "--no-progress"]
+    result = CliRunner().invoke(
+        main, ["sample", *network, "--seeds", "0-1", "--steps", "2", "--outdir", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0, result.output
+    assert np.load(tmp_path / "out" / "samples.npz")["images"].shape == (2, 8, 8, 3)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -63,6 +63,20 @@ PIXART = {
     "caption_channels": 12,
     "use_additional_conditions": False,
 }
+SD3 = {
+    "class_name": "SD3Transformer2DModel",
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 3,
+    "out_channels": 3,
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 4,
+    "joint_attention_dim": 12,
+    "caption_projection_dim": 8,
+    "pooled_projection_dim": 6,
+    "pos_embed_max_size": 8,
+}
 VAE = {
     "class_name": "AutoencoderKL",
     "block_out_channels": [8],
@@ -111,6 +125,13 @@ def test_pixart():
     assert out.shape == (2, 6, 8, 8) and not torch.equal(
         out[:1], network(X[:1], T[:1], encoder_hidden_states=-WORDS[:1])
     )
+
+
+def test_sd3_is_told_two_embeddings():
+    network = made(SD3)
+    told = {"encoder_hidden_states": WORDS, "pooled_projections": torch.ones(2, 6)}
+    assert torch.equal(network(X, T, **told), network.network(X, timestep=T, **told, return_dict=False)[0])
+    assert "network.pos_embed.pos_embed" in network.state_dict()
 
 
 def test_dit_and_its_class_for_none():
@@ -193,6 +214,7 @@ def test_wrong_conditions(call, message):
         ({**TEXT, "transformer_layers_per_block": [1025]}, "the layers must be at most"),
         ({**DIT, "num_layers": 5000}, "the layers must be at most"),
         ({**DIT, "sample_size": 60000}, "table of positions"),
+        ({**DIT, "sample_size": 0, "num_attention_heads": 65536}, "times attention_head_dim must be at most 65536"),
         ({**UNET, "down_block_types": ["DownBlock2D"] * 100}, "at most 64 entries"),
         ({"sample_size": 8}, "class_name"),
     ],
