@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models import ModelFileError, io
 
 if TYPE_CHECKING:
-    from .containers import Stored
+    from .tensors import TensorRef
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -83,10 +83,10 @@ def _open_file(file: Path, weights: str) -> Checkpoint:
 
     if isinstance(record.content, Mapping) and score_sde.is_score_sde(record.content):
         try:
-            stored, notes = score_sde.unpacked(record.content, weights)
+            held, notes = score_sde.unpacked(record.content, weights)
         except ValueError as error:
             raise ModelFileError(f"{source}: {error}") from None
-        tensors = record.load(stored)
+        tensors = record.load(held)
         config, reading = score_sde.shown(tensors)
         if reading:
             process = reading["process"].get("sde", reading["process"]["name"])
@@ -96,7 +96,7 @@ def _open_file(file: Path, weights: str) -> Checkpoint:
     return Checkpoint(source, record.format, record.load(stored), notes=notes)
 
 
-def _state_dict(content: Any, source: str) -> tuple[Mapping[str, Stored], list[str]]:
+def _state_dict(content: Any, source: str) -> tuple[Mapping[str, TensorRef], list[str]]:
     """The tensors of a file without further order, and what there is to say about it."""
     notes = []
     if isinstance(content, Mapping):

@@ -108,7 +108,7 @@ def convert(
     inputs = [Path(each) for each in (source, head, config) if isinstance(each, (str, Path))]
     _check_target(file, description, inputs)
     checkpoint, settled = _opened(source, config, like, weights, head, overrides)
-    network = _network(checkpoint, settled, dtype)
+    network: Any = _network(checkpoint, settled, dtype)
     checkpoint.tensors = {}
     with atomic_path(description) as beside:
         io.save(file, network, network.metadata)
