@@ -23,11 +23,10 @@ from .pickled import MAGIC, read_edm, read_legacy, read_zip
 from .pickles import Unreadable, check_key
 from .tensors import Storage, TensorRef, rebuild_tensor
 
-__all__ = ["Record", "Stored", "open_record", "sniff"]
+__all__ = ["Record", "open_record", "sniff"]
 
 LONGEST_HEADER = 1 << 24
 RELEASE = 1 << 26  # bytes
-Stored = TensorRef  # a tensor that has been described but not yet read
 
 
 @dataclass

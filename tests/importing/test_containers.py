@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from fastdiff.importing import containers
 from fastdiff.importing.containers import Record, open_record, sniff
+from fastdiff.importing.edm import _tensors
 from fastdiff.importing.pickles import Unreadable
 from fastdiff.importing.tensors import Storage, rebuild_tensor
 from fastdiff.models import ModelFileError
@@ -267,6 +269,18 @@ def test_more_numbers_than_the_file_has(tmp_path: Path):
     refused(tmp_path, made.zip_of({str(i): base[i:] for i in range(100)}), "more than twice")
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="needs Linux's account of memory")
+@pytest.mark.parametrize("form", ["edm.pkl", "legacy.pt", "state.pt", "state.safetensors"])
+def test_what_was_read_leaves_the_memory(form: str, tmp_path: Path, monkeypatch):
+    """A file is in memory once: as tensors."""
+    monkeypatch.setattr(containers, "RELEASE", 1 << 20)
+    record = opened(tmp_path, made.files({f"model.a{i}.w": torch.ones(1 << 18) for i in range(8)})[form])
+    content = record.content
+    tensors = record.load(content if form != "edm.pkl" else dict(_tensors(content["ema"])))
+    resident = re.search(rf"{tmp_path}/file\n(?:.*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text())
+    assert len(tensors) == 8 and resident is not None and int(resident[1]) < 4096
+
+
 def _storage(told: Any) -> bytes:
     """A zip archive whose only tensor's storage is told so."""
     tensor = made.zip_of({"a": torch.ones(2)})
@@ -311,6 +325,10 @@ SAFE: dict[str, tuple[Any, bytes]] = {
     "unknown type": (made.safetensors_of({"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}), bytes(4)),
     "not JSON": (made.safetensors_of(b'{"a":'), b""),
     "deep JSON": (made.safetensors_of(b'{"a":' * 100_000), b""),
+    "a name that rewrites the terminal": (
+        made.safetensors_of({"\x1b[2J": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}),
+        bytes(4),
+    ),
     "overflow": (
         made.safetensors_of({"a": {"dtype": "F32", "shape": [1 << 62, 16], "data_offsets": [0, 0]}}),
         b"",
@@ -321,7 +339,7 @@ SAFE: dict[str, tuple[Any, bytes]] = {
 @pytest.mark.parametrize("name", SAFE)
 def test_safetensors_headers(name: str, tmp_path: Path):
     head, data = SAFE[name]
-    refused(tmp_path, head + data, "header|safetensors file|of type F8")
+    refused(tmp_path, head + data, "header|safetensors file|of type F8|no name")
 
 
 def test_formats_by_content(tmp_path: Path):
