@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,12 @@ def open_checkpoint(path: str | Path, *, weights: str = "ema") -> Checkpoint:
     from . import folders
 
     if folders.is_id(path):
-        path = folders.fetch(str(path))
+        local = folders.fetch(str(path))
+        checkpoint = open_checkpoint(local, weights=weights)
+        checkpoint.source = str(path)
+        if commit := re.search(r"snapshots/([0-9a-f]{40})", local.as_posix()):
+            checkpoint.notes.append(f"revision: {commit[1]}")
+        return checkpoint
     if Path(path).is_dir():
         if not folders.is_folder(path):
             raise ModelFileError(f"{path}: a folder, and not one of diffusers: no model_index.json, no config.json")

@@ -162,7 +162,8 @@ def _network(checkpoint: Checkpoint, settled: Settled, dtype: torch.dtype | None
         io.check_tensors(source, model.state_dict(), expected)  # what float16 cannot hold
     model.metadata = dict(settled.metadata)
     if checkpoint.format != "fastdiff":
-        imported = {"file": Path(source).name, "format": checkpoint.format, "notes": checkpoint.notes}
+        name = Path(source).name if Path(source).exists() else source
+        imported = {"file": name, "format": checkpoint.format, "notes": checkpoint.notes}
         model.metadata["imported"] = imported
     return model.eval().requires_grad_(False)
 

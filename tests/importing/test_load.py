@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import fastdiff
-from fastdiff.importing import configure, infer
+from fastdiff.importing import configure, folders, infer
 from fastdiff.importing.checkpoint import Checkpoint
 from fastdiff.importing.configure import settle
 from fastdiff.models import MLP, ModelFileError, load, save
@@ -225,6 +225,18 @@ def test_a_file_that_is_no_json(file, tmp_path):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"config.json is not a JSON file"):
             fastdiff.load(file, config=tmp_path / "config.json")
+
+
+def test_a_name_on_the_hub(network, tmp_path, monkeypatch):
+    place = tmp_path / "snapshots" / ("ab" * 20)
+    place.mkdir(parents=True)
+    torch.save(network.state_dict(), place / "model.pt")
+    monkeypatch.setattr(folders, "fetch", lambda name: place / name.removeprefix("hf:somebody/something/"))
+    loaded = fastdiff.load("hf:somebody/something/model.pt", config=GIVEN)
+    assert same(loaded, network)
+    assert loaded.metadata["imported"] == {
+        "file": "hf:somebody/something/model.pt", "format": "torch", "notes": [f"revision: {'ab' * 20}"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["absent.pt", "absent", "a/b/c"])
