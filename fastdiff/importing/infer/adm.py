@@ -184,7 +184,8 @@ def _count(shapes: Shapes, part: str) -> int:
     """
     pattern = re.compile(rf"{part}\.(\d{{1,9}})\.")
     last = max((int(found[1]) for name in shapes if (found := pattern.match(name))), default=-1)
-    if last > 2 * len(shapes):
+    least = 8 if part == "output_blocks" else 2  # tensors of an entry: a residual block's, a convolution's
+    if least * last > len(shapes):
         raise ValueError(f"{part}.{last}: there are only {len(shapes)} tensors")
     return last + 1
 
