@@ -96,7 +96,7 @@ def made(config, seed=0, **more):
 
 
 CASES = {
-    "unet of classes, with its autoencoder": ({**UNET, "num_class_embeds": 4, "vae": VAE}, (torch.tensor([1, 3]),), {}),
+    "unet of classes": ({**UNET, "num_class_embeds": 4}, (torch.tensor([1, 3]),), {}),
     "dit": (DIT, (torch.tensor([4, -1]),), {}),
 }
 
