@@ -114,6 +114,17 @@ def test_classes_change_the_samples():
     assert (first - second).abs().max() > 1e-4 and (first - none).abs().max() > 1e-4
 
 
+def test_the_dtype_of_a_network_is_that_of_most_of_its_numbers():
+    """A few numbers may have to stay in float32, wherever they stand."""
+    net = torch.nn.ParameterDict({"W": torch.zeros(4), "weight": torch.zeros(99, dtype=torch.bfloat16)})
+    assert fastdiff.Sampler(net, shape=(2,)).model_dtype == torch.bfloat16
+    half = network("EDMPrecond").to(torch.bfloat16)
+    sampler = fastdiff.sampler_of(half, steps=3)
+    assert sampler.model_dtype == torch.bfloat16
+    precise = fastdiff.sampler_of(network("EDMPrecond"), steps=3)(2, seeds=0)
+    assert 0 < (sampler(2, seeds=0) - precise).abs().max() < 0.05 * precise.abs().max()
+
+
 def test_limits_are_those_the_network_knows():
     net = network("VEPrecond")
     sampler = fastdiff.sampler_of(net, steps=4, sigma_max=100.0)

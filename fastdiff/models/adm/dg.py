@@ -11,11 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..blocks.labels import class_index
 from ..network import Network, architecture
 from .encoder import EncoderUNetModel
+from .layers import class_embedding
 
 __all__ = ["DGDiscriminator", "DGEncoderUNetModel"]
 
@@ -76,7 +77,7 @@ class DGEncoderUNetModel(EncoderUNetModel):
             raise ValueError(f"num_class must be an integer of at least 1, got {num_class!r}")
         self.config |= {"condition": condition, "num_class": num_class}
         self.label_dim = num_class if condition else 0
-        self.label_emb = nn.Embedding(num_class, 4 * model_channels) if condition else None
+        self.label_emb = class_embedding(num_class, 4 * model_channels) if condition else None
 
     def forward(
         self, x: Tensor, time: Tensor, labels: Tensor | None = None, *, feature: bool = False, sigmoid: bool = False
