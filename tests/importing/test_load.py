@@ -13,7 +13,7 @@ import fastdiff
 from fastdiff.importing import configure, folders, infer
 from fastdiff.importing.checkpoint import Checkpoint
 from fastdiff.importing.configure import settle
-from fastdiff.models import MLP, ModelFileError, load, save
+from fastdiff.models import MLP, ModelFileError, load, published, save
 from tests.models.contract import randomise
 
 CONFIG = {"dim": 3, "width": 4, "depth": 1, "embedding": 4}
@@ -91,6 +91,13 @@ def test_order_of_what_is_said(monkeypatch):
     assert settled.config == {"width": 2, "dropout": 0.5, "depth": 3, "dim": 4}
     assert settled.origins == {"width": "like it", "dropout": "file", "depth": "given", "dim": "given"}
     assert settled.metadata == {"prediction": "x0", "variance": "a", "note": 1}
+
+
+@pytest.mark.parametrize("row", [row for row in published.published() if row.config], ids=lambda row: row.name)
+def test_the_catalogue_describes_networks(row):
+    settled = settle(Checkpoint("file", "torch", {}), like=row.name)
+    assert (settled.architecture, settled.config, settled.metadata) == (row.architecture, row.config, row.reading)
+    assert set(settled.origins.values()) == {f"like {row.name}"}
 
 
 def test_arguments_of_another_class_are_not_taken_over():
