@@ -36,7 +36,7 @@ from fastdiff.training.losses import ddpm_loss, edm_loss
 NOISE = 0.3  # on the small image, sigma / alpha
 T = 1000
 EDM_READING = {"prediction": "edm", "sigma_data": 0.5}
-CHAIN_READING = {"prediction": "eps", "process": {"name": "vp", "betas": "linear", "T": T}, "variance": "fixed_large"}
+CHAIN_READING = {"prediction": "v", "process": {"name": "vp", "betas": "linear", "T": T}, "variance": "fixed_large"}
 
 
 def smaller(images: Tensor) -> Tensor:
@@ -94,16 +94,16 @@ def train_upsampler(iterations: int = 800, seed: int = 0) -> Any:
     def loss(images: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
         t = torch.randint(T, (len(images),), generator=generator)
         cond = {"labels": labels, **stage.conditioning(smaller(images), seeds)}  # its own draw of the seeds' noise
-        return ddpm_loss(network, images, t, seeds, chain, cond=cond).loss
+        return ddpm_loss(network, images, t, seeds, chain, prediction="v", cond=cond).loss
 
     return train(network, loss, iterations, 2e-3, 32, seed)
 
 
-def write_networks(folder: Path, base: nn.Module, upsampler: nn.Module) -> list[Any]:
+def write_networks(folder: Path, base: nn.Module, upsampler: nn.Module) -> tuple[Any, Any]:
     """Both as model files, and read from them again."""
     save(folder / "base.safetensors", base, EDM_READING)
     save(folder / "upsampler.safetensors", upsampler, CHAIN_READING)
-    return [load(folder / "base.safetensors"), load(folder / "upsampler.safetensors")]
+    return load(folder / "base.safetensors"), load(folder / "upsampler.safetensors")
 
 
 def draw(base: Any, upsampler: Any, count: int, seed: int = 0, steps: int = 25) -> tuple[Cascade, list[Tensor]]:

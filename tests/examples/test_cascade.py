@@ -31,7 +31,7 @@ def example():
 
 
 def test_the_upsampler_learns_and_looks_at_the_small_image(example):
-    """Of the upsampler, at a middle step: a network that predicts no noise has 1, small images of others cost more."""
+    """Of the upsampler, at a middle step: a network that predicts nothing has about 1, small images of others cost more."""
     data = digits16("test")
     images, labels, seeds = data.images[:64], data.labels[:64], torch.arange(64)
     network = example.train_upsampler(25)
@@ -39,10 +39,14 @@ def test_the_upsampler_learns_and_looks_at_the_small_image(example):
 
     def loss(small):
         cond = {"labels": labels, **stage.conditioning(small, stage_seeds(seeds, 1))}
-        return example.ddpm_loss(network, images, torch.full((64,), 300), seeds, chain, cond=cond).loss.mean().item()
+        return (
+            example.ddpm_loss(network, images, torch.full((64,), 300), seeds, chain, prediction="v", cond=cond)
+            .loss.mean()
+            .item()
+        )
 
     own = loss(example.smaller(images))
-    assert own < 0.2
+    assert own < 0.4
     assert loss(example.smaller(images.flip(0))) > 1.1 * own
 
 
