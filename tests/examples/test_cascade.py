@@ -31,7 +31,7 @@ def example():
 
 
 def test_the_upsampler_learns_and_looks_at_the_small_image(example):
-    """Of the upsampler, at a middle step: a network that predicts nothing has about 1, small images of others cost more."""
+    """At a middle step: a network that predicts nothing has about 1, small images of others cost more."""
     data = digits16("test")
     images, labels, seeds = data.images[:64], data.labels[:64], torch.arange(64)
     network = example.train_upsampler(25)
