@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..models import ModelFileError, io
+from ..models.network import ARCHITECTURES
 
 if TYPE_CHECKING:
     from .tensors import TensorRef
@@ -82,8 +83,8 @@ def _open_file(file: Path, weights: str) -> Checkpoint:
     if record.format == "safetensors" and io.is_own(record.metadata):
         tensors, description = io.load_tensors(file)
         architecture, config = description.pop("architecture", None), description.pop("config", None)
-        if not isinstance(architecture, str) or not isinstance(config, dict):
-            raise ModelFileError(f"{source}: unknown architecture {architecture!r}, or no configuration")
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES or not isinstance(config, dict):
+            raise ModelFileError(f"{source}: unknown architecture {architecture!r}, or no configuration"[:500])
         return Checkpoint(source, "fastdiff", tensors, architecture, config, description)
     from . import score_sde
 

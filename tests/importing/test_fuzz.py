@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from fastdiff.importing import load
+from fastdiff.models import ModelFileError
 
-from . import fuzz
+from . import fuzz, made
 from .mutations import mutated
 
 HOME = Path(__file__).parents[2]
@@ -52,6 +54,18 @@ def test_files_load_undamaged(name: str, tmp_path: Path):
     (tmp_path / "file").write_bytes(data)
     network = load(tmp_path / "file", config=config)
     assert torch.isfinite(network(torch.ones(1, 1, 8, 8), torch.ones(1))).all()
+
+
+@pytest.mark.parametrize("change", [{"architecture": "x"}, {"architecture": 3}, {"config": None}])
+def test_descriptions_of_own_files(change: dict[str, object], tmp_path: Path):
+    """Seeds 5339 and 5913: the name of an architecture that there is not was blamed on an argument of the user's."""
+    data, _ = fuzz.made_bases()["own.safetensors"]
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"]["fastdiff"] = json.dumps(json.loads(header["__metadata__"]["fastdiff"]) | change)
+    (tmp_path / "file").write_bytes(made.safetensors_of(header, data[8 + length :]))
+    with pytest.raises(ModelFileError, match=r"unknown architecture .*, or no configuration"):
+        load(tmp_path / "file")
 
 
 WATCHED = {
