@@ -107,6 +107,8 @@ def sniff(data: memoryview) -> str:
         Unreadable: it is none of those that checkpoints have.
     """
     first = bytes(data[: len(MAGIC)])
+    if first[3:9] == b"\0\0\0\0\0{":  # before pickles: the length of a header may begin as they do
+        return "safetensors"
     if first.startswith(b"PK\x03\x04"):
         return "torch"
     if first == MAGIC:

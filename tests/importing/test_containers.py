@@ -92,6 +92,14 @@ def test_module_state_dict(tmp_path: Path):
         assert all(torch.equal(tensor, network.state_dict()[n]) for n, tensor in record.load(record.content).items())
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580, 0x8A0280])
+def test_safetensors_that_begin_as_a_pickle(length: int, tmp_path: Path):
+    """The length of a header begins the file, and may look like a pickle's protocol."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    record = opened(tmp_path, struct.pack("<Q", length) + header + struct.pack("<f", 2.5))
+    assert record.format == "safetensors" and record.load(record.content)["a"].tolist() == [2.5]
+
+
 def test_safetensors(tmp_path: Path):
     tensors = {name: tensor.contiguous().clone() for name, tensor in example().items()}
     record = opened(tmp_path, made.safetensors_bytes(tensors, metadata={"key": "text"}))
