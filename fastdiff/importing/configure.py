@@ -115,6 +115,8 @@ def settle(
     said = [place.architecture for _, place in places if place.architecture is not None]
     architecture = single.pop("architecture", said[-1] if said else None)
     if architecture is not None and architecture not in ARCHITECTURES:
+        if architecture == checkpoint.architecture:
+            raise ModelFileError(f"{checkpoint.source}: unknown architecture {architecture!r}")
         raise ValueError(f"architecture must be one of {', '.join(sorted(ARCHITECTURES))}, got {architecture!r}")
     settled = Settled("", {}, {})
     for origin, place in places:
@@ -224,5 +226,5 @@ def _json_file(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"config: cannot read {path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"config: {path} is not a JSON file ({error})") from None

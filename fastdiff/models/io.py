@@ -209,7 +209,11 @@ def find(path: str | Path) -> Path:
     if str(path) in _SHIPPED:
         return Path(str(resources.files("fastdiff.assets").joinpath(_SHIPPED[str(path)])))
     file = Path(path)
-    if not file.is_file():
+    try:
+        found = file.is_file()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise ModelFileError(f"{str(file)[:200]}: {error.strerror}") from None
+    if not found:
         raise ModelFileError(f"{file}: no such file, and not a shipped model ({', '.join(_SHIPPED)})")
     return file
 
@@ -218,7 +222,7 @@ def _description(file: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     """The JSON description of a safetensors header."""
     try:
         description = json.loads((metadata or {})[_KEY])
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, ValueError, RecursionError):  # no JSON, or of too many digits or brackets
         description = None
     if not isinstance(description, dict):
         raise ModelFileError(f"{file}: a safetensors file, but not one written by fastdiff")

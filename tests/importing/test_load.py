@@ -13,7 +13,7 @@ import fastdiff
 from fastdiff.importing import configure, folders, infer
 from fastdiff.importing.checkpoint import Checkpoint
 from fastdiff.importing.configure import settle
-from fastdiff.models import MLP, ModelFileError, load, published, save
+from fastdiff.models import MLP, ModelFileError, io, load, published, save
 from tests.models.contract import randomise
 
 CONFIG = {"dim": 3, "width": 4, "depth": 1, "embedding": 4}
@@ -228,7 +228,7 @@ def test_what_cannot_be_used(file, given, error, wanted):
 
 
 def test_a_file_that_is_no_json(file, tmp_path):
-    for content in (b"{", b"\xff", b"[" * 100_000):
+    for content in (b"{", b"\xff", b"[" * 100_000, b"9" * 5000):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"config.json is not a JSON file"):
             fastdiff.load(file, config=tmp_path / "config.json")
@@ -244,6 +244,18 @@ def test_a_name_on_the_hub(network, tmp_path, monkeypatch):
     assert loaded.metadata["imported"] == {
         "file": "hf:somebody/something/model.pt", "format": "torch", "notes": [f"revision: {'ab' * 20}"],
     }  # fmt: skip
+
+
+def test_an_own_file_of_an_unknown_architecture(network, tmp_path):
+    io.save_tensors(tmp_path / "m", network.state_dict(), {"architecture": "os.system", "config": {}})
+    with pytest.raises(ModelFileError, match=r"/m: unknown architecture 'os.system'"):
+        fastdiff.load(tmp_path / "m")
+    assert same(fastdiff.load(tmp_path / "m", architecture="MLP", **CONFIG), network)
+
+
+def test_a_name_too_long_for_a_file():
+    with pytest.raises(ModelFileError, match="File name too long"):
+        fastdiff.load("m" * 5000)
 
 
 @pytest.mark.parametrize("path", ["absent.pt", "absent", "a/b/c"])

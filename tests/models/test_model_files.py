@@ -126,9 +126,9 @@ def test_descriptions_that_do_not_fit(file, model):
     ]:
         io.save_tensors(file, model.state_dict(), description)
         refused(file, wanted)
-    text = json.dumps("not a mapping")
-    save_file({}, file, metadata={"fastdiff": text})
-    refused(file, "not one written by fastdiff")
+    for text in (json.dumps("not a mapping"), "[" * 100_000, "9" * 5000):
+        save_file({}, file, metadata={"fastdiff": text})
+        refused(file, "not one written by fastdiff")
 
 
 @pytest.mark.parametrize("broken", ["serialise", "os.replace"])
