@@ -60,6 +60,10 @@ def open_checkpoint(path: str | Path, *, weights: str = "ema") -> Checkpoint:
         raise ValueError(f"weights must be 'ema' or 'model', got {weights!r}")
     from . import folders
 
+    try:
+        Path(path).exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise ModelFileError(f"{str(path)[:200]}: {error.strerror}") from None
     if folders.is_id(path):
         local = folders.fetch(str(path))
         checkpoint = open_checkpoint(local, weights=weights)

@@ -115,8 +115,6 @@ def settle(
     said = [place.architecture for _, place in places if place.architecture is not None]
     architecture = single.pop("architecture", said[-1] if said else None)
     if architecture is not None and architecture not in ARCHITECTURES:
-        if architecture == checkpoint.architecture:
-            raise ModelFileError(f"{checkpoint.source}: unknown architecture {architecture!r}")
         raise ValueError(f"architecture must be one of {', '.join(sorted(ARCHITECTURES))}, got {architecture!r}")
     settled = Settled("", {}, {})
     for origin, place in places:

@@ -13,7 +13,7 @@ import fastdiff
 from fastdiff.importing import configure, folders, infer
 from fastdiff.importing.checkpoint import Checkpoint
 from fastdiff.importing.configure import settle
-from fastdiff.models import MLP, ModelFileError, io, load, published, save
+from fastdiff.models import MLP, ModelFileError, load, published, save
 from tests.models.contract import randomise
 
 CONFIG = {"dim": 3, "width": 4, "depth": 1, "embedding": 4}
@@ -246,16 +246,10 @@ def test_a_name_on_the_hub(network, tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_an_own_file_of_an_unknown_architecture(network, tmp_path):
-    io.save_tensors(tmp_path / "m", network.state_dict(), {"architecture": "os.system", "config": {}})
-    with pytest.raises(ModelFileError, match=r"/m: unknown architecture 'os.system'"):
-        fastdiff.load(tmp_path / "m")
-    assert same(fastdiff.load(tmp_path / "m", architecture="MLP", **CONFIG), network)
-
-
 def test_a_name_too_long_for_a_file():
-    with pytest.raises(ModelFileError, match="File name too long"):
-        fastdiff.load("m" * 5000)
+    for path in ("m" * 5000, "m" * 5000 + "/m"):
+        with pytest.raises(ModelFileError, match=r"^m{200}: File name too long$"):
+            fastdiff.load(path)
 
 
 @pytest.mark.parametrize("path", ["absent.pt", "absent", "a/b/c"])
