@@ -228,3 +228,21 @@ def test_times_of_the_library_itself(class_name, spacing):
     if hasattr(scheduler, "sigmas"):
         sigmas = scheduler.sigmas.numpy()
         assert all(np.abs(sigmas - s).min() < 1e-4 * max(1, s) for s in levels.sigmas)
+
+
+@pytest.mark.parametrize("T", [4, 7, 1000])
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"])
+def test_beta_schedules_of_the_library_itself(name, T):
+    """Where diffusers is installed: its own betas, which are float32."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(beta_schedule=name, num_train_timesteps=T)
+    betas = sampler_options(scheduler, 3)["process"].betas
+    assert np.allclose(betas, scheduler.betas.numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_the_laplace_schedule_by_hand():
+    """alpha_bar at times 0, 1/2, 1: the square root of SNR / (1 + SNR), SNR = 1000, 1, 1/1000 but for 1e-6."""
+    config = {"beta_schedule": "laplace", "num_train_timesteps": 2}
+    betas = sampler_options(config, 2, "DDPMScheduler")["process"].betas
+    abar = np.sqrt([1000 / 1001, 1 / 2, 1 / 1001])
+    assert betas == pytest.approx(1 - abar[1:] / abar[:-1], rel=1e-5)

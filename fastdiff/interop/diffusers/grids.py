@@ -40,10 +40,20 @@ def betas_of(config: Config) -> Array:
         betas = schedules.cosine_betas(T)
     elif name == "exp":
         betas = np.full(T, min(-math.expm1(-12.0 / T), 0.999))
+    elif name == "laplace":
+        betas = _laplace_betas(T)
     else:
-        known = "linear, scaled_linear, squaredcos_cap_v2, sigmoid, exp"
+        known = "linear, scaled_linear, squaredcos_cap_v2, sigmoid, exp, laplace"
         raise ValueError(f"beta_schedule must be one of {known}, got {name!r}")
     return schedules.zero_terminal_snr(betas) if config.get("rescale_betas_zero_snr") else betas
+
+
+def _laplace_betas(T: int) -> Array:
+    """Of diffusers' "laplace", which takes the square root of Hang et al.'s alpha_bar, at times i / T."""
+    half = 0.5 - np.arange(T + 1) / T
+    snr = np.exp(-0.5 * np.copysign(1.0, half) * np.log(1 - 2 * np.abs(half) + 1e-6))
+    abar = np.sqrt(snr / (1 + snr))
+    return np.minimum(1 - abar[1:] / abar[:-1], 0.999)
 
 
 def spaced_sigmas(kind: str, n: int, low: float, high: float, rho: float = 7.0) -> Array:
