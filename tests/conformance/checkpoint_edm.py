@@ -48,8 +48,10 @@ def computed(recording: Recording, net: Any) -> dict[str, Tensor]:
         raw = copy.deepcopy(net.model).to(RAW[recording.name])
         return {"F": raw(inputs["x_in"], inputs["c_noise"], labels, **keywords)}
     if "x" not in inputs:
-        sigma = inputs["sigma"]
-        return {"rounded": net.round_sigma(sigma), "index": net.round_sigma(sigma, return_index=True), "u": net.u}
+        sigma, rounded = inputs["sigma"], {"rounded": net.round_sigma(inputs["sigma"])}
+        if "index" not in recording.outputs:  # of networks without a table
+            return rounded
+        return {**rounded, "index": net.round_sigma(sigma, return_index=True), "u": net.u}
     x, s = inputs["x"].float(), inputs["sigma"].float()
     c_noise = net.c_noise(s.reshape(-1))
     c_in = net.coefficients(s.reshape(-1, 1, 1, 1))[2]

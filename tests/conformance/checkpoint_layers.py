@@ -28,5 +28,7 @@ def check(case: Case) -> None:
     unit = recording.fixture["units"][recording.name]
     layer = CLASSES[unit["class"]](**unit["kwargs"])
     layer.load_state_dict(recording.arrays(f"{recording.name}/param/"))
+    first, *others = recording.inputs.values()
+    layer.eval().to(first.dtype if first.is_floating_point() else torch.float32)  # recorded layers follow their input
     with torch.inference_mode():
-        recording.compare({"y": layer.eval()(*recording.inputs.values())})
+        recording.compare({"y": layer(first, *others)})
