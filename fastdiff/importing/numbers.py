@@ -8,7 +8,7 @@ import numpy as np
 
 from .pickles import Instance, Maker, Unreadable
 
-__all__ = ["NUMBERS"]
+__all__ = ["NUMBERS", "encoded"]
 
 LONGEST = 64
 _TYPES = frozenset("f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 b1".split())
@@ -41,12 +41,19 @@ def _scalar(arguments: tuple[Any, ...]) -> int | float | bool:
     return np.frombuffer(raw, np.dtype(dtype.code))[0].item()
 
 
-def _encoded(arguments: tuple[Any, ...]) -> memoryview:
-    """The bytes of a number, as protocol 2 writes them: a text and its encoding."""
+def encoded(arguments: tuple[Any, ...], most: int = LONGEST) -> memoryview:
+    """Bytes as protocol 2 writes them: a text and its encoding.
+
+    Args:
+        most: bytes that there may be; by default those of a number.
+
+    Raises:
+        Unreadable: they are more, or no text in latin1.
+    """
     if len(arguments) != 2 or type(arguments[0]) is not str or arguments[1] != "latin1":
         raise Unreadable("bytes that are no text in latin1")
-    if len(arguments[0]) > LONGEST:
-        raise Unreadable(f"bytes written as a text, at most {LONGEST}; pickles of protocol 3 and above hold bytes")
+    if len(arguments[0]) > most:
+        raise Unreadable(f"{len(arguments[0])} bytes written as a text, at most {most}")
     try:
         return memoryview(arguments[0].encode("latin1"))
     except UnicodeEncodeError:
@@ -57,5 +64,5 @@ NUMBERS: dict[str, Maker | None] = {
     "numpy.dtype": _dtype,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
-    "_codecs.encode": _encoded,
+    "_codecs.encode": encoded,
 }

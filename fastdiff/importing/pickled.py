@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import archive, pickles
-from .numbers import NUMBERS
+from .numbers import NUMBERS, encoded
 from .pickles import Instance, Maker, Unreadable, check_key
 from .tensors import STORAGES, Storage, rebuild_parameter, rebuild_tensor
 
@@ -80,7 +80,14 @@ def read_edm(data: memoryview) -> Any:
     Raises:
         Unreadable: it is truncated or damaged, or holds anything else than data.
     """
-    count = 0
+    count, left = 0, len(data)
+
+    def text(arguments: tuple[Any, ...]) -> memoryview:
+        """Bytes of protocol 2, which the same text could ask for again and again: no more in all than the file has."""
+        nonlocal left
+        made = encoded(arguments, left)
+        left -= len(made)
+        return made
 
     def nested(arguments: tuple[Any, ...]) -> Storage:
         """A storage, from the whole torch file that stands for it."""
@@ -100,6 +107,7 @@ def read_edm(data: memoryview) -> Any:
         **_MODULES,
         "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
         "torch.storage._load_from_bytes": nested,
+        "_codecs.encode": text,
     }
     content, end = pickles.read(data, table)
     _at_end(data, end)

@@ -49,6 +49,25 @@ def test_class_arguments_and_tensors(tmp_path: Path):
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in TENSORS.items())
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol(protocol: int, tmp_path: Path):
+    """Protocol 2 has no bytes: it writes a storage as a text and its encoding."""
+    file = tmp_path / "network.pkl"
+    file.write_bytes(made.pickled({"ema": network()}, protocol))
+    found = checkpoint(open_record(file))
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_texts_as_bytes_are_bounded_by_the_file(tmp_path: Path):
+    """One text of 10 kB, encoded again and again."""
+    again = b"".join(b"h\x01h\x00X\x06\0\0\0latin1\x86R0" for _ in range(9))
+    text = b"X" + (10_000).to_bytes(4, "little") + b"a" * 10_000
+    file = tmp_path / "network.pkl"
+    file.write_bytes(b"\x80\x02" + text + b"q\x000c_codecs\nencode\nq\x010" + again + b"}.")
+    with pytest.raises(ModelFileError, match="10000 bytes written as a text, at most"):
+        open_record(file)
+
+
 @pytest.mark.skipif(not PICKLES, reason="no recorded checkpoints")
 @pytest.mark.parametrize("file", PICKLES, ids=lambda file: file.parent.name)
 def test_recorded_pickles(file: Path):
