@@ -1,4 +1,4 @@
-"""`python -m benchmarks.bench_networks [--device cuda] [--batch 16 64]`: forward time of the EDM CIFAR-10 network.
+"""`python -m benchmarks.forward [--device cuda] [--batch 16 64]`: forward time of the EDM CIFAR-10 network.
 
 55.7 M parameters, 3 x 32 x 32 (Karras et al. 2022, Table 7), random weights. The first line is a plain build of it in
 float32 and NCHW (`benchmarks.networks.DDPMpp`), the others are `fastdiff.models.SongUNet` with one change each, then
@@ -112,15 +112,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench_networks", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.forward", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes")
     parser.add_argument("--seconds", type=float, default=60.0, help="of measuring, per batch size")
     parser.add_argument("--threads", type=int, default=None, help="of the CPU; default: PyTorch's")
     parser.add_argument("--only", nargs="*", default=list(WAYS), choices=list(WAYS), help="lines beside the first")
-    parser.add_argument("--out", type=Path, help="default: results/networks-DEVICE.json")
+    parser.add_argument("--out", type=Path, help="default: results/forward-DEVICE.json")
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -129,7 +127,7 @@ def main() -> None:
         torch.compiler.reset()
         rows += measure(batch, arguments.device, arguments.seconds, arguments.only)
     print(table(rows))
-    out = arguments.out or Path(__file__).parent / "results" / f"networks-{slug(arguments.device)}.json"
+    out = arguments.out or Path(__file__).parent / "results" / f"forward-{slug(arguments.device)}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"system": describe(arguments.device), "config": CIFAR10, "rows": rows}, indent=1))
 
