@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..continuous import process_of
 from ..files import atomic_path
 from ..models import ModelFileError, io
 from ..models.network import build
+from ..prediction import get_prediction
 from .checkpoint import Checkpoint, open_checkpoint
 from .configure import Settled, settle
 
@@ -77,7 +79,7 @@ def load(
         ValueError: what was given cannot be used.
     """
     checkpoint, settled = _opened(path, config, like, weights, head, overrides)
-    return _network(checkpoint, settled, dtype).to(device)
+    return _network(checkpoint, settled, dtype, overrides).to(device)
 
 
 def convert(
@@ -104,11 +106,13 @@ def convert(
         OSError: the file cannot be written.
     """
     file = Path(target)
+    if not file.name:
+        raise ValueError(f"target must be a file, got {str(target)!r}")
     description = file.with_suffix(".json")
     inputs = [Path(each) for each in (source, head, config) if isinstance(each, (str, Path))]
     _check_target(file, description, inputs)
     checkpoint, settled = _opened(source, config, like, weights, head, overrides)
-    network: Any = _network(checkpoint, settled, dtype)
+    network: Any = _network(checkpoint, settled, dtype, overrides)
     checkpoint.tensors = {}
     with atomic_path(description) as beside:
         io.save(file, network, network.metadata)
@@ -139,11 +143,14 @@ def _pair(extractor: Checkpoint, head: Checkpoint) -> Checkpoint:
     return Checkpoint(extractor.source, extractor.format, tensors, "DGDiscriminator", notes=notes)
 
 
-def _network(checkpoint: Checkpoint, settled: Settled, dtype: torch.dtype | None) -> nn.Module:
+def _network(
+    checkpoint: Checkpoint, settled: Settled, dtype: torch.dtype | None, overrides: Mapping[str, Any]
+) -> nn.Module:
     """Built, checked and filled; on the CPU.
 
     Raises:
         ModelFileError: the configuration makes no network, or the tensors are not its own.
+        ValueError: an override of how its output is read cannot be used.
     """
     if dtype not in (None, *_STORED):
         raise ValueError(f"dtype must be a floating-point type of 16 to 64 bits, or None, got {dtype}")
@@ -153,6 +160,7 @@ def _network(checkpoint: Checkpoint, settled: Settled, dtype: torch.dtype | None
         model: Any = build(settled.architecture, settled.config, "meta")
     except ValueError as error:
         raise ModelFileError(f"{source}: {error}") from None
+    _check_reading(model, settled, {name.split(".")[0] for name in overrides})
     expected: dict[str, Tensor] = model.state_dict()
     _unshare(checkpoint)
     tensors = {n: _as_built(source, n, t, expected.get(n), dtype) for n, t in checkpoint.tensors.items()}
@@ -166,6 +174,19 @@ def _network(checkpoint: Checkpoint, settled: Settled, dtype: torch.dtype | None
         imported = {"file": name, "format": checkpoint.format, "notes": checkpoint.notes}
         model.metadata["imported"] = imported
     return model.eval().requires_grad_(False)
+
+
+def _check_reading(model: Any, settled: Settled, given: set[str]) -> None:
+    """Refuses what was given of how a network's output is read, where it has no effect or no meaning."""
+    given &= {"prediction", "process", "variance", "scheduler"}
+    if hasattr(model, "reading") and given:
+        kind = type(model).__name__
+        raise ValueError(f"{', '.join(sorted(given))} must be left out: of a {kind} its arguments say how it is read")
+    said = settled.metadata
+    if "prediction" in given and said["prediction"] != "edm":
+        get_prediction(said["prediction"])
+    if "process" in given:
+        process_of(said["process"])
 
 
 def _as_built(source: str, name: str, tensor: Tensor, expected: Tensor | None, dtype: torch.dtype | None) -> Tensor:
@@ -192,7 +213,7 @@ def _unshare(checkpoint: Checkpoint) -> None:
 
 
 def _check_target(file: Path, description: Path, inputs: list[Path]) -> None:
-    """Refuses a target that would replace what is being read, or a JSON file that is something else's."""
+    """Refuses a target that would replace what is being read, or what is no file of ours."""
     if not file.parent.is_dir():
         raise ValueError(f"target must be in a folder that exists, got {file}")
     if file == description:
@@ -200,8 +221,15 @@ def _check_target(file: Path, description: Path, inputs: list[Path]) -> None:
     for path in (file, description):
         if path.is_dir():
             raise ValueError(f"target must be a file, and {path} is a folder")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"target must be a file, and {path} is a device or a pipe")
         if any(each.exists() and path.exists() and path.samefile(each) for each in inputs):
             raise ValueError(f"target would replace {path}, which is being read")
+    if file.exists() and file.stat().st_size:
+        try:
+            io.read_metadata(file)
+        except ModelFileError:
+            raise ValueError(f"target would replace {file}, which is not a model file of fastdiff's") from None
     if description.exists():
         try:
             ours = "digest" in json.loads(description.read_text(encoding="utf-8"))

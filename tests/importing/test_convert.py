@@ -90,6 +90,15 @@ def test_refusals_write_nothing(source, tmp_path):
     refused("target must be in a folder that exists", source, tmp_path / "absent/out.safetensors")
     refused("target must not end in .json", source, tmp_path / "out.json")
     refused("target must be a file, and .* is a folder", source, tmp_path / "in")
+    for nameless in ("", "."):
+        with pytest.raises(ValueError, match=f"target must be a file, got '{nameless}'"):
+            convert(source, nameless)
+    os.mkfifo(tmp_path / "pipe")
+    refused("pipe is a device or a pipe", source, tmp_path / "pipe")
+    (tmp_path / "other.pt").write_text("of somebody else")
+    refused("other.pt, which is not a model file of fastdiff's", source, tmp_path / "other.pt")
+    refused("prediction must be .* one of", source, target, prediction="epsilom")
+    refused("process", source, target, process="vq")
     (tmp_path / "kwargs.json").write_text('{"cls": "MLP", "kwargs": {}}')
     refused(
         "target would replace .*kwargs.json, which is being read",
@@ -100,6 +109,14 @@ def test_refusals_write_nothing(source, tmp_path):
     refused("list.json, which is not a description of a model file", source, tmp_path / "list.pt")
     torch.save({"x": torch.full((2,), torch.nan)}, tmp_path / "in/nan.pt")
     refused("missing", tmp_path / "in/nan.pt", target, error=ModelFileError, config={"cls": "MLP", "kwargs": {}})
+
+
+@pytest.mark.parametrize("fixture", fixtures(lambda fixture: fixture.path.name == "network.pkl")[:1])
+def test_a_preconditioned_network_is_read_in_one_way(fixture: Fixture, tmp_path):
+    for given in ({"prediction": "eps"}, {"process": "vp"}, {"process.betas": "cosine"}):
+        with pytest.raises(ValueError, match=r"must be left out: of a .*Precond its arguments say how it is read"):
+            convert(fixture.path, tmp_path / "out.safetensors", **given)
+    assert not os.listdir(tmp_path)
 
 
 def test_a_failure_to_write_leaves_nothing(source, tmp_path, monkeypatch):
