@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 505.0  # seconds for everything; the benchmarks may exceed theirs by half a minute
-LIMITS = {"build": 150.0, "operators": 110.0, "graphs": 70.0, "interpreter": 45.0, "sanitizer": 90.0}
+LIMITS = {"build": 150.0, "operators": 110.0, "graphs": 70.0, "interpreter": 45.0, "sanitizer": 90.0, "forward": 45.0}
 LEAST = 90.0  # seconds the benchmarks get in any case; they take all that is left
 WORKERS = max(1, min(12, (os.cpu_count() or 1) - 2))  # for tests that compile more than they run
 TOOLS = ("memcheck", "racecheck", "initcheck")
@@ -142,6 +142,13 @@ def matrix(limit: float, out: Path, extra: Sequence[str]) -> Stage:
     return Process([sys.executable, "-m", "benchmarks.matrix", *seconds, "--out", str(out), *extra], limit + 30).wait()
 
 
+def forward(limit: float, out: Path) -> Stage:
+    """Forward time of a published network, what takes no compiling; its numbers go to a file of their own."""
+    eager = ["SongUNet, float32, NCHW", "SongUNet, channels_last", "SongUNet, channels_last, bfloat16"]
+    options = ["--device", "cuda", "--batch", "64", "--seconds", str(limit / 3), "--only", *eager]
+    return Process([sys.executable, "-m", "benchmarks.forward", *options, "--out", str(out)], limit).wait()
+
+
 def described() -> dict[str, Any]:
     """`benchmarks.system` of a process of its own."""
     run = Process([sys.executable, "-m", "benchmarks.system"], 60).wait()
@@ -164,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description="See the head of benchmarks/gpu.sh.")
     parser.add_argument("--seconds", type=float, default=TOTAL, help="for everything")
     parser.add_argument(
-        "--stages", default="build,operators,graphs,interpreter,sanitizer,benchmarks", help="some of them only"
+        "--stages", default="build,operators,graphs,interpreter,sanitizer,forward,benchmarks", help="some of them only"
     )
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/GPU.json")
     given, extra = parser.parse_known_args(arguments)  # the rest goes to benchmarks.matrix
@@ -181,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
         "graphs": lambda limit: tests(limit, "cuda", ["tests/graphs"]),
         "interpreter": lambda limit: tests(limit, "not cuda", triton, WORKERS, CUDA_VISIBLE_DEVICES=""),
         "sanitizer": sanitizer,
+        "forward": lambda limit: forward(limit, out.with_name(f"forward-{out.name}")),
         "benchmarks": lambda limit: matrix(limit, out.with_suffix(".part.json"), extra),
     }
     result: dict[str, Any] = {"stages": {}}
