@@ -283,6 +283,8 @@ def _first(*files: Path) -> Path | None:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    if file.exists() and not file.is_file():
+        raise ModelFileError(f"{file}: not a file")
     try:
         if file.stat().st_size > LARGEST_JSON:
             raise ModelFileError(f"{file}: must have at most {LARGEST_JSON} bytes, has {file.stat().st_size}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -234,6 +235,13 @@ def test_folders_that_are_none(tmp_path):
         load(tmp_path)
     with pytest.raises(ModelFileError, match="no such folder"):
         folders.open_folder(tmp_path / "missing")
+
+
+def test_a_pipe_is_not_waited_for(pipeline):
+    (pipeline / "unet/config.json").unlink()
+    os.mkfifo(pipeline / "unet/config.json")
+    with pytest.raises(ModelFileError, match=r"config\.json: not a file"):
+        load(pipeline)
 
 
 @pytest.mark.parametrize(
