@@ -246,3 +246,9 @@ def test_the_laplace_schedule_by_hand():
     betas = sampler_options(config, 2, "DDPMScheduler")["process"].betas
     abar = np.sqrt([1000 / 1001, 1 / 2, 1 / 1001])
     assert betas == pytest.approx(1 - abar[1:] / abar[:-1], rel=1e-5)
+
+
+def test_a_table_beyond_all_use_is_not_made():
+    for name in ("DDPMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"):
+        with pytest.raises(ValueError, match="num_train_timesteps must be at most 1000000, got 1000000000000"):
+            sampler_options({"num_train_timesteps": 10**12}, 2, name)

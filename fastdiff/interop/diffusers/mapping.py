@@ -30,6 +30,7 @@ ALGORITHMS: dict[str, Options] = {
     "sde-dpmsolver": {"predict": "eps", "eta": 1.0},
     "sde-dpmsolver++": {"predict": "x0", "eta": 1.0},
 }
+MOST_TIMES = 1_000_000  # of training; a file may ask for any
 CHURN = {"s_churn": "S_churn", "s_tmin": "S_min", "s_tmax": "S_max", "s_noise": "S_noise"}
 
 
@@ -64,6 +65,8 @@ def sampler_options(scheduler: Any, steps: int, class_name: str | None = None, *
             error, and has no meaning, is refused with the reason.
     """
     config = read_config(scheduler, class_name)
+    if (T := check_count("num_train_timesteps", config.get("num_train_timesteps", 1))) > MOST_TIMES:
+        raise ValueError(f"num_train_timesteps must be at most {MOST_TIMES}, got {T}")
     mu = float(step.pop("mu")) if "mu" in step and config.scheduler.startswith("FlowMatch") else None
     options: Options = {"process": process_of(config, steps, mu), "steps": check_count("steps", steps)}
     options["prediction"] = _prediction(config)
