@@ -139,7 +139,7 @@ def _pair(extractor: Checkpoint, head: Checkpoint) -> Checkpoint:
     """A feature extractor and a discriminator of its features as one network's checkpoint."""
     parts = {"extractor": extractor, "head": head}
     tensors = {f"{part}.{name}": t for part, each in parts.items() for name, t in each.tensors.items()}
-    notes = [f"{part}: {note}" for part, each in parts.items() for note in (each.source, *each.notes)]
+    notes = [f"{part}: {note}" for part, each in parts.items() for note in (Path(each.source).name, *each.notes)]
     return Checkpoint(extractor.source, extractor.format, tensors, "DGDiscriminator", notes=notes)
 
 

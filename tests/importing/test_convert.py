@@ -145,6 +145,7 @@ def test_a_discriminator_of_two_files(fixture: Fixture, tmp_path):
     converted = convert(extractor, tmp_path / "dg.safetensors", head=fixture.path, config=fixture.known)
     both = io.load(converted.target)
     assert type(both).__name__ == "DGDiscriminator"
+    assert both.metadata["imported"]["notes"] == ["extractor: adm_classifier.pt", "head: discriminator.pt"]
     parts = {
         "extractor": fastdiff.load(extractor, config=fixture.known),
         "head": fastdiff.load(fixture.path, **known(fixture)),
