@@ -252,3 +252,8 @@ def test_a_table_beyond_all_use_is_not_made():
     for name in ("DDPMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"):
         with pytest.raises(ValueError, match="num_train_timesteps must be at most 1000000, got 1000000000000"):
             sampler_options({"num_train_timesteps": 10**12}, 2, name)
+
+
+def test_a_variance_type_that_is_no_name():
+    with pytest.raises(ValueError, match="variance_type must be a name, got 1"):
+        sampler_options({"variance_type": 1}, 2, "DDPMScheduler")

@@ -113,6 +113,8 @@ def _ddim(config: Config, options: Options, step: Options) -> Options:
 
 def _ddpm(config: Config, options: Options, step: Options) -> Options:
     variance = config["variance_type"]
+    if not isinstance(variance, str):
+        raise ValueError(f"variance_type must be a name, got {variance!r}")
     if variance == "learned":
         raise ValueError(
             "variance_type must not be 'learned': diffusers takes the square root of the output itself, which is a "
