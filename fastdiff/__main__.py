@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import platform
 from collections.abc import Iterator
 from importlib import import_module
@@ -49,7 +50,9 @@ def _compiled_part() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Print the report."""
+    """Print the report; the commands are `fastdiff`'s."""
+    if sys.argv[1:]:
+        sys.exit(f"python -m fastdiff takes no arguments: it prints a report. Try: fastdiff {' '.join(sys.argv[1:])}")
     for name, text in report():
         print(f"{name:<10} {text}")
 

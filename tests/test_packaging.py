@@ -126,6 +126,8 @@ def test_the_report_names_what_was_built_and_what_runs() -> None:
     report = succeed("-m", "fastdiff")
     for part in ("running", "compiled", "backends", "cpu: ", "cuda: "):
         assert part in report
+    refused = run("-m", "fastdiff", "convert", "a.pkl")
+    assert refused.returncode == 1 and "Try: fastdiff convert a.pkl" in refused.stderr
 
 
 def test_a_source_distribution_holds_every_source(sdist: Path) -> None:
