@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 import platform
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
