@@ -145,7 +145,7 @@ def test_a_state_that_does_not_fit_is_refused(change):
         del state["0.a"]
     else:
         state["0.a"] = torch.zeros(2, 3) if change == "shape" else torch.full((3, 2), float("nan"))
-    with pytest.raises(ModelFileError, match=r"tensor '0\.a'"):
+    with pytest.raises(ModelFileError, match=r"0\.a"):
         averages.restore(state)
 
 
